@@ -1,0 +1,74 @@
+//! `busbar-bench`, Busbar's load tool. This file parses, runs and prints; `load` does the work.
+
+mod load;
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use crate::load::{
+    options::{Options, Output},
+    report::Report,
+    run::run,
+    target::busbar::Busbar,
+};
+
+/// Threads of the tool: enough to drive a cluster from a second machine, few enough to leave a shared one to the
+/// brokers.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match measure(&options).and_then(|report| conclude(&report, options.output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("busbar-bench: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, but for those that the text above them tells already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        so_far if so_far.contains(&cause) => told,
+        so_far => format!("{so_far}: {cause}"),
+    })
+}
+
+fn measure(options: &Options) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .context("start the tool's threads; raise the limit on processes (ulimit -u)")?;
+    let output = options.output;
+    let report = runtime.block_on(async {
+        let target = Busbar::connect(options).await?;
+        run(&target, options, &mut |line| print(output, line)).await
+    });
+    // Producers that never heard from the broker may still be waiting: they are not waited for.
+    runtime.shutdown_background();
+    report
+}
+
+/// Progress: with the results for people, apart from them for programs.
+fn print(output: Output, line: &str) {
+    // A reader that has gone away must not end a run half-way.
+    let _ = match output {
+        Output::Text => writeln!(std::io::stdout(), "{line}"),
+        Output::Json => writeln!(std::io::stderr(), "{line}"),
+    };
+}
+
+/// Prints the results; an error when the run counts as failed.
+fn conclude(report: &Report, output: Output) -> anyhow::Result<()> {
+    let results = match output {
+        Output::Text => report.text(),
+        Output::Json => report.json().context("write the results as JSON")? + "\n",
+    };
+    std::io::stdout().write_all(results.as_bytes()).context("write the results to stdout")?;
+    report.failure().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
+}

@@ -1,0 +1,78 @@
+//! `busbar sub`: prints a topic's records, one a line, until `--count` are printed or a signal ends it.
+
+use std::process::ExitCode;
+
+use busbar_client::StartAt;
+use busbar_proto::TopicName;
+
+use crate::{
+    connection::ServerArgs,
+    output::{self, Format, OutputArgs},
+    record::RecordView,
+    signals::EndSignals,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The topic
+    topic: TopicName,
+    /// Where to begin: earliest, latest or an offset
+    #[arg(long, default_value = "earliest", value_name = "WHERE", value_parser = start_at)]
+    from: StartAt,
+    /// Only this partition [default: all; order holds within each]
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    /// Exit 0 after so many records [default: until Ctrl-C]
+    #[arg(long, short = 'n', value_name = "N")]
+    count: Option<u64>,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut signals = EndSignals::listen()?;
+    tokio::select! {
+        biased;
+        () = signals.next() => {}
+        printed = print_records(args) => printed?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn print_records(args: Args) -> anyhow::Result<()> {
+    let client = args.server.connect().await?;
+    let mut builder = client.consumer(args.topic.as_str()).from(args.from);
+    if let Some(partition) = args.partition {
+        builder = builder.partitions(vec![partition]);
+    }
+    let mut consumer = builder.build().await?;
+    let mut printed = 0;
+    while args.count.is_none_or(|count| printed < count) {
+        let Some(record) = consumer.next().await? else { break };
+        let view = RecordView {
+            topic: record.topic(),
+            partition: record.partition(),
+            offset: record.offset(),
+            timestamp_ms: record.timestamp_ms(),
+            key: record.key().map(AsRef::as_ref),
+            headers: record.headers().collect(),
+            value: (!record.is_null()).then(|| record.value().as_ref()),
+        };
+        match args.output.format {
+            Format::Text => output::line(view.line())?,
+            Format::Json => output::json(&view)?,
+        }
+        printed += 1;
+    }
+    Ok(())
+}
+
+fn start_at(text: &str) -> Result<StartAt, String> {
+    match text {
+        "earliest" => Ok(StartAt::Earliest),
+        "latest" => Ok(StartAt::Latest),
+        offset => offset.parse().map(StartAt::Offset).map_err(|_| "write earliest, latest or an offset".to_owned()),
+    }
+}

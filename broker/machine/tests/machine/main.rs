@@ -1,0 +1,12 @@
+//! The machines as their callers see them: tables of rules, golden traces, and random histories against naive models.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod catalog_model;
+mod catalog_rules;
+mod catalog_trace;
+mod golden;
+mod partition_codec;
+mod partition_model;
+mod partition_rules;
+mod partition_trace;
+mod support;

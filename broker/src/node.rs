@@ -1,0 +1,380 @@
+//! The composition root: the only place that wires a node together. Order matters: the folder is locked before it is
+//! read, ports are bound before anything is promised, peers are served before the catalog needs them.
+
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+
+use busbar_machine::catalog::Catalog;
+use busbar_proto::{GroupId, NodeId, peer::JoinRequest};
+use busbar_storage::{LogEngine, LogOptions, OpenError, vfs::real::RealVfs};
+use parking_lot::RwLock;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    config::{Config, HostPort},
+    env::{Clock, StateError, StateStore, SystemClock, Tasks, rocks::RocksState},
+    folder::{DataFolder, FolderIdentity},
+    listener::{accept, grpc},
+    raft::{
+        Group, GroupOptions, RaftTiming, Registry,
+        group::GroupError,
+        network::{AddressBook, Identity, Links, calls::Calls, server::PeerServer},
+    },
+    service::{Broker, BrokerOptions, Cluster, leaders::Leaders, peers::Hooks},
+};
+
+/// Nodes that vote on the catalog from the start.
+const CATALOG_VOTERS_MAX: usize = 5;
+const PEER_CONNECTIONS_MAX: usize = 1024;
+const PEER_STREAMS_MAX: u32 = 64;
+/// How long the first node has to found the cluster before the others do.
+const FOUNDING_GRACE: Duration = Duration::from_secs(3);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// An unanswered request between nodes fails after this many election timeouts.
+const REPLY_DEADLINE_ELECTIONS: u64 = 4;
+
+/// Why a node did not start. Each text says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Files or sockets.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The log engine.
+    #[error("{0}")]
+    Log(#[from] OpenError),
+    /// The state store.
+    #[error("{0}; the log is not affected: move the `state` folder away and it is rebuilt")]
+    State(#[from] StateError),
+    /// Consensus.
+    #[error("{0}")]
+    Group(#[from] GroupError),
+    /// The folder is somebody else's.
+    #[error("the data folder {folder} belongs to {found}, but this is {configured}: use another node.data_dir")]
+    WrongFolder {
+        /// The folder.
+        folder: String,
+        /// Whose it is.
+        found: String,
+        /// Who we are.
+        configured: String,
+    },
+    /// The cluster did not take this node in.
+    #[error("can't join the cluster through {addresses}: {message}")]
+    Join {
+        /// Who was asked.
+        addresses: String,
+        /// The last answer.
+        message: String,
+    },
+}
+
+/// A running node.
+pub struct Node {
+    broker: Arc<Broker>,
+    engine: LogEngine,
+    tasks: Tasks,
+    fatal: watch::Receiver<Option<String>>,
+}
+
+/// What is known of the cluster before the catalog is.
+struct Membership {
+    node: NodeId,
+    incarnation: String,
+    peers: Vec<(NodeId, String)>,
+    /// Set on a new cluster's first nodes: who founds the catalog.
+    founders: Option<BTreeSet<NodeId>>,
+}
+
+struct Listeners {
+    clients: TcpListener,
+    peers: TcpListener,
+    address: String,
+    peer_address: String,
+}
+
+impl Node {
+    /// Starts a node. It serves as soon as this returns, as far as the rest of the cluster lets it.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let tasks = Tasks::new();
+        let folder = DataFolder::open(&config.node.data_dir)?;
+        let listeners = listen(&config)?;
+        let (engine, report) = LogEngine::open(Arc::new(RealVfs), &folder.log(), log_options(&config))?;
+        tracing::info!(?report, "log opened");
+        let fatal = watch_fatal(&engine);
+        let calls = Arc::new(Calls::default());
+        let membership = find_membership(&config, &folder, &listeners, &calls).await?;
+        let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&folder.state())?);
+        let identity = Arc::new(Identity {
+            cluster: config.cluster.name.clone(),
+            incarnation: RwLock::new(membership.incarnation.clone()),
+            node: membership.node,
+        });
+        let addresses = Arc::new(AddressBook::default());
+        for (node, address) in &membership.peers {
+            addresses.insert(*node, address.clone());
+        }
+        let reply_deadline = Duration::from_millis(config.raft.election_max_ms.get() * REPLY_DEADLINE_ELECTIONS);
+        let links = Arc::new(Links::new(identity.clone(), addresses.clone(), tasks.child(), reply_deadline));
+        let registry = Arc::new(Registry::default());
+        let hooks = Arc::new(Hooks::default());
+        let peers = PeerServer::new(identity.clone(), registry.clone(), tasks.clone(), hooks.clone());
+        let peer_caps = grpc::Caps { connections: PEER_CONNECTIONS_MAX, streams: PEER_STREAMS_MAX };
+        grpc::serve_peers(listeners.peers, peers, peer_caps, &tasks);
+        let catalog = GroupOptions {
+            id: GroupId::CATALOG,
+            node: membership.node,
+            log: engine.group(busbar_storage::GroupId(GroupId::CATALOG.get()))?,
+            store: store.clone(),
+            links: links.clone(),
+            registry: registry.clone(),
+            timing: timing(&config),
+            clock: clock.clone(),
+            tasks: tasks.child(),
+            lazy: false,
+        };
+        let group = Group::start(catalog, Catalog::new()).await?;
+        let cluster = Cluster::new(membership.node, group, calls.clone(), addresses.clone(), clock.clone());
+        let broker = Broker::new(BrokerOptions {
+            config: config.clone(),
+            identity,
+            engine: engine.clone(),
+            store,
+            cluster,
+            addresses,
+            links,
+            calls,
+            registry,
+            leaders: Arc::new(Leaders::default()),
+            clock,
+            tasks: tasks.clone(),
+            advertised: (listeners.address.clone(), listeners.peer_address.clone()),
+        });
+        hooks.attach(broker.clone());
+        Ok(Self::serve(broker, engine, fatal, listeners.clients, folder, membership.founders))
+    }
+
+    /// The last step: background work, then clients.
+    fn serve(
+        broker: Arc<Broker>,
+        engine: LogEngine,
+        fatal: watch::Receiver<Option<String>>,
+        clients: TcpListener,
+        folder: DataFolder,
+        founders: Option<BTreeSet<NodeId>>,
+    ) -> Self {
+        let tasks = broker.tasks().clone();
+        if let Some(founders) = founders {
+            tasks.spawn("found cluster", found_cluster(broker.clone(), founders));
+        }
+        tasks.spawn("remember cluster", remember_incarnation(broker.clone(), folder));
+        broker.start();
+        let limits = &broker.config().limits;
+        let caps =
+            grpc::Caps { connections: limits.connections_max as usize, streams: limits.streams_per_connection_max };
+        grpc::serve_clients(clients, broker.clone(), caps, &tasks);
+        Self { broker, engine, tasks, fatal }
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.broker.node()
+    }
+
+    /// What clients connect to.
+    pub fn address(&self) -> &str {
+        &self.broker.advertised().0
+    }
+
+    /// What other nodes connect to.
+    pub fn peer_address(&self) -> &str {
+        &self.broker.advertised().1
+    }
+
+    /// The use-cases, for tests in one process.
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Resolves when the disk has failed in a way that the process must not outlive; the text says how. Cancel safe.
+    pub async fn wait_fatal(&self) -> String {
+        let mut fatal = self.fatal.clone();
+        let failed = fatal.wait_for(Option::is_some).await;
+        match failed {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives leadership away, stops, and closes the log cleanly. Not cancel safe.
+    pub async fn shutdown(self) {
+        let stopped = tokio::time::timeout(SHUTDOWN_LIMIT, self.broker.stop()).await;
+        if stopped.is_err() {
+            tracing::warn!("some partitions did not stop in time; their logs are safe");
+        }
+        if !self.tasks.shutdown(SHUTDOWN_LIMIT).await {
+            tracing::warn!("some tasks did not end in time");
+        }
+        let engine = self.engine.clone();
+        // Blocking: the last writes and syncs.
+        if tokio::task::spawn_blocking(move || engine.close()).await.is_err() {
+            tracing::warn!("the log engine did not close cleanly; it will recover at the next start");
+        }
+    }
+}
+
+fn timing(config: &Config) -> RaftTiming {
+    RaftTiming {
+        heartbeat_ms: config.raft.heartbeat_ms.get(),
+        election_min_ms: config.raft.election_min_ms.get(),
+        election_max_ms: config.raft.election_max_ms.get(),
+    }
+}
+
+fn log_options(config: &Config) -> LogOptions {
+    let log = &config.log;
+    LogOptions {
+        file_bytes: log.journal_file_bytes.get(),
+        files_max: log.journal_files_max as usize,
+        segment_bytes: log.segment_bytes.get(),
+        tail_cache_bytes: log.tail_cache_bytes.as_usize(),
+        reserve_disk_bytes: log.reserve_disk_bytes.get(),
+        direct_io: log.direct_io,
+        flush_interval: Duration::from_millis(log.flush_interval_ms.get()),
+        ..LogOptions::default()
+    }
+}
+
+fn listen(config: &Config) -> Result<Listeners, StartError> {
+    let listen = &config.listen;
+    let clients = accept::bind(&listen.address.to_string(), "clients")?;
+    let peers = accept::bind(&listen.peer_address.to_string(), "peers")?;
+    let told = |advertised: &Option<HostPort>, listener: &TcpListener| match advertised {
+        Some(address) => Ok(address.to_string()),
+        None => listener.local_addr().map(|address| address.to_string()),
+    };
+    let address = told(&listen.advertise, &clients)?;
+    let peer_address = told(&listen.advertise_peer, &peers)?;
+    Ok(Listeners { clients, peers, address, peer_address })
+}
+
+fn watch_fatal(engine: &LogEngine) -> watch::Receiver<Option<String>> {
+    let (failed, fatal) = watch::channel(None);
+    engine.on_fatal(move |reason: &str| {
+        failed.send_replace(Some(reason.to_owned()));
+    });
+    fatal
+}
+
+async fn find_membership(
+    config: &Config,
+    folder: &DataFolder,
+    listeners: &Listeners,
+    calls: &Calls,
+) -> Result<Membership, StartError> {
+    let cluster = &config.cluster;
+    let initial: Vec<(NodeId, String)> =
+        cluster.initial_nodes.iter().map(|node| (NodeId::new(node.id), node.peer_address.to_string())).collect();
+    if let Some(known) = folder.identity()? {
+        check_folder(config, &known)?;
+        let founders = founders(config, known.node);
+        return Ok(Membership { node: known.node, incarnation: known.incarnation, peers: initial, founders });
+    }
+    let membership = if cluster.join.is_empty() {
+        let node = NodeId::new(config.node.id.unwrap_or(1));
+        Membership { node, incarnation: String::new(), peers: initial, founders: founders(config, node) }
+    } else {
+        join(config, listeners, calls).await?
+    };
+    let identity = FolderIdentity::new(cluster.name.clone(), membership.incarnation.clone(), membership.node);
+    folder.claim(&identity)?;
+    Ok(membership)
+}
+
+fn check_folder(config: &Config, known: &FolderIdentity) -> Result<(), StartError> {
+    let same_node = config.node.id.is_none_or(|id| id == known.node.get());
+    if known.cluster == config.cluster.name && same_node {
+        return Ok(());
+    }
+    let id = config.node.id.unwrap_or(known.node.get());
+    Err(StartError::WrongFolder {
+        folder: config.node.data_dir.display().to_string(),
+        found: format!("node {} of cluster {:?}", known.node, known.cluster),
+        configured: format!("node {id} of cluster {:?}", config.cluster.name),
+    })
+}
+
+/// Who founds the catalog, if this node may be one of them.
+fn founders(config: &Config, node: NodeId) -> Option<BTreeSet<NodeId>> {
+    let mut listed: Vec<NodeId> = config.cluster.initial_nodes.iter().map(|listed| NodeId::new(listed.id)).collect();
+    listed.sort_unstable();
+    listed.truncate(CATALOG_VOTERS_MAX);
+    let founders: BTreeSet<NodeId> = match (listed.is_empty(), config.cluster.join.is_empty()) {
+        (true, true) => BTreeSet::from([node]), // a cluster of its own
+        _ => listed.into_iter().collect(),
+    };
+    founders.contains(&node).then_some(founders)
+}
+
+async fn join(config: &Config, listeners: &Listeners, calls: &Calls) -> Result<Membership, StartError> {
+    let request = JoinRequest {
+        cluster: config.cluster.name.clone(),
+        node: config.node.id.unwrap_or(0),
+        address: listeners.address.clone(),
+        peer_address: listeners.peer_address.clone(),
+    };
+    let mut message = String::new();
+    for _ in 0..5 {
+        for address in &config.cluster.join {
+            match calls.join(&address.to_string(), request.clone()).await {
+                Ok(joined) => {
+                    let peers = joined.nodes.into_iter().map(|node| (NodeId::new(node.node), node.peer_address));
+                    return Ok(Membership {
+                        node: NodeId::new(joined.node),
+                        incarnation: joined.incarnation,
+                        peers: peers.collect(),
+                        founders: None,
+                    });
+                }
+                Err(refusal) => message = refusal.message,
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let addresses: Vec<String> = config.cluster.join.iter().map(ToString::to_string).collect();
+    Err(StartError::Join { addresses: addresses.join(", "), message })
+}
+
+/// Founds the catalog's group: the first of the founders at once, the others when it has not done so in time.
+async fn found_cluster(broker: Arc<Broker>, founders: BTreeSet<NodeId>) {
+    let group = broker.cluster().group();
+    if founders.first() != Some(&broker.node()) {
+        let mut leadership = group.watch_leadership();
+        let contacted = async { while leadership.current().leader.is_none() && leadership.changed().await {} };
+        let _ = tokio::time::timeout(FOUNDING_GRACE, contacted).await;
+    }
+    if group.is_initialized().await {
+        return;
+    }
+    if let Err(error) = group.initialize(founders).await {
+        tracing::error!(%error, "the cluster could not be founded");
+    }
+}
+
+/// Writes the cluster's incarnation into the folder once it is known, so that it can't be mistaken for another's.
+async fn remember_incarnation(broker: Arc<Broker>, folder: DataFolder) {
+    let mut applied = broker.cluster().group().shared().watch();
+    loop {
+        let incarnation = broker.cluster().read(|catalog| catalog.incarnation().map(str::to_owned));
+        if let Some(incarnation) = incarnation {
+            let identity = FolderIdentity::new(broker.config().cluster.name.clone(), incarnation, broker.node());
+            if let Err(error) = folder.claim(&identity) {
+                tracing::warn!(%error, "the cluster's incarnation could not be recorded in the data folder");
+            }
+            return;
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Partitions on this node: one [`Replica`] each, with its [`sequencer`] (the only writer) and its [`reader`]s.
+//!
+//! ```text
+//!   publish ─▶ queue (bytes admitted before) ─▶ sequencer ─▶ raft group ─▶ applied ─▶ answers, high watermark
+//!                                                                                      └▶ readers woken
+//! ```
+
+pub mod machine;
+pub mod reader;
+pub mod replica;
+pub mod sequencer;
+
+pub use replica::{Replica, ReplicaOptions};
+pub use sequencer::{Publish, PublishResult, Stored};

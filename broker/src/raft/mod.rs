@@ -1,0 +1,27 @@
+//! The raft adapter: the only code that names openraft. Owns the mapping between openraft's traits and Busbar's
+//! log engine, state machines and peer links, and every hazard that comes with it (each named where it is met).
+//!
+//! ```text
+//!   partition, catalog ──▶ Group ──▶ openraft core ──▶ LogStore ──▶ busbar_storage::GroupLog
+//!                                      │      └──────▶ StateMachine ──▶ a pure Machine + checkpoints
+//!                                      └─ Network ──▶ peer links (one task per peer and lane)
+//! ```
+
+pub mod checkpoint;
+pub mod convert;
+pub mod group;
+pub mod log_store;
+pub mod machine;
+pub mod network;
+pub mod registry;
+pub mod shared;
+pub mod state_machine;
+#[cfg(test)]
+mod suite_tests;
+pub mod types;
+
+pub use group::{Group, GroupOptions, ProposeError, Proposed};
+pub use machine::{Applied, Machine};
+pub use registry::Registry;
+pub use shared::{AppliedState, Shared};
+pub use types::{Proposal, RaftTiming};

@@ -1,0 +1,233 @@
+//! The broker of one node: its replicas, the catalog, and the use-cases on them. Knows no protocol.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use busbar_machine::catalog::{Catalog, Command, Outcome};
+use busbar_proto::{GroupId, NodeId, Offset, PartitionId, ProducerId, Reason, Refusal, TopicId};
+use busbar_storage::LogEngine;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Semaphore;
+
+use super::{cluster::Cluster, leaders::Leaders};
+use crate::{
+    config::Config,
+    env::{Clock, StateStore, Tasks},
+    partition::{PublishResult, Replica, reader::Reader},
+    raft::{
+        RaftTiming, Registry,
+        network::{AddressBook, Identity, Links, calls::Calls},
+    },
+};
+
+/// Producer ids taken from the catalog at a time.
+const PRODUCER_IDS_BLOCK: u32 = 1_000;
+
+/// What a broker is made of.
+pub struct BrokerOptions {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// The log engine.
+    pub engine: LogEngine,
+    /// Checkpoints.
+    pub store: Arc<dyn StateStore>,
+    /// The catalog.
+    pub cluster: Cluster,
+    /// Peers' addresses.
+    pub addresses: Arc<AddressBook>,
+    /// Links to peers.
+    pub links: Arc<Links>,
+    /// Unary calls to peers.
+    pub calls: Arc<Calls>,
+    /// Groups by id.
+    pub registry: Arc<Registry>,
+    /// Who leads what.
+    pub leaders: Arc<Leaders>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Background tasks.
+    pub tasks: Tasks,
+    /// What others are told of where this node listens: for clients, for peers.
+    pub advertised: (String, String),
+}
+
+/// See the module.
+pub struct Broker {
+    pub(super) parts: BrokerOptions,
+    pub(super) replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    pub(super) node_budget: Arc<Semaphore>,
+    producer_ids: Mutex<std::ops::Range<i64>>,
+}
+
+/// Where a subscription begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// The log start.
+    Earliest,
+    /// The high watermark: only what comes from now on.
+    Latest,
+    /// That offset.
+    Offset(Offset),
+}
+
+impl Broker {
+    /// No replica yet; [`Broker::start`] makes them.
+    pub fn new(parts: BrokerOptions) -> Arc<Self> {
+        let budget = usize::try_from(parts.config.limits.node_in_flight_bytes.get()).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            parts,
+            replicas: RwLock::default(),
+            node_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
+            producer_ids: Mutex::new(0..0),
+        })
+    }
+
+    /// Starts the background work: replicas as the catalog says, reports to peers, upkeep.
+    pub fn start(self: &Arc<Self>) {
+        let tasks = &self.parts.tasks;
+        tasks.spawn("reconcile", self.clone().keep_reconciled());
+        tasks.spawn("register", self.clone().keep_registered());
+        tasks.spawn("leader reports", self.clone().keep_reporting());
+        tasks.spawn("moves", self.clone().keep_moving());
+        tasks.spawn("retention", self.clone().keep_trimmed());
+        tasks.spawn("catalog members", self.clone().keep_catalog_members());
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.parts.identity.node
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.parts.config
+    }
+
+    /// Time.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.parts.clock
+    }
+
+    /// Background tasks.
+    pub fn tasks(&self) -> &Tasks {
+        &self.parts.tasks
+    }
+
+    /// What others are told of where this node listens: for clients, for peers.
+    pub fn advertised(&self) -> &(String, String) {
+        &self.parts.advertised
+    }
+
+    /// The catalog.
+    pub fn cluster(&self) -> &Cluster {
+        &self.parts.cluster
+    }
+
+    /// Who leads what.
+    pub fn leaders(&self) -> &Leaders {
+        &self.parts.leaders
+    }
+
+    pub(super) fn timing(&self) -> RaftTiming {
+        let raft = &self.parts.config.raft;
+        RaftTiming {
+            heartbeat_ms: raft.heartbeat_ms.get(),
+            election_min_ms: raft.election_min_ms.get(),
+            election_max_ms: raft.election_max_ms.get(),
+        }
+    }
+
+    /// The replicas on this node.
+    pub(super) fn local(&self) -> Vec<Arc<Replica>> {
+        self.replicas.read().values().cloned().collect()
+    }
+
+    /// The replica of a partition on this node.
+    ///
+    /// # Errors
+    /// Unknown topic or partition; [`Reason::NotLeader`] when it lives on other nodes, naming the leader if known.
+    pub fn replica(&self, topic: TopicId, partition: PartitionId) -> Result<Arc<Replica>, Refusal> {
+        let group = self.parts.cluster.read(|catalog| group_of(catalog, topic, partition))?;
+        let found = self.replicas.read().get(&group).cloned();
+        found.ok_or_else(|| {
+            let leader = self.parts.leaders.leader(group).map(|(node, _)| node).filter(|node| *node != self.node());
+            let message = "this node has no replica of the partition (yet): ask its leader";
+            Refusal::new(Reason::NotLeader, message).led_by(leader).retry_after(Duration::from_millis(50))
+        })
+    }
+
+    /// Stores a batch; `answer` is called once. Waits while the byte budgets are spent: not cancel safe.
+    pub async fn publish(
+        &self,
+        topic: TopicId,
+        partition: PartitionId,
+        batch: Bytes,
+        deadline_unix_ms: Option<i64>,
+        answer: Box<dyn FnOnce(PublishResult) + Send>,
+    ) {
+        match self.replica(topic, partition) {
+            Ok(replica) => replica.publish(batch, deadline_unix_ms, answer).await,
+            Err(refusal) => answer(Err(refusal)),
+        }
+    }
+
+    /// A reader of a partition's records; from its leader unless `any_replica`.
+    pub fn reader(
+        &self,
+        topic: TopicId,
+        partition: PartitionId,
+        from: StartAt,
+        any_replica: bool,
+    ) -> Result<(Reader, Arc<Replica>), Refusal> {
+        let replica = self.replica(topic, partition)?;
+        if !any_replica {
+            replica.require_leading()?;
+        }
+        let (log_start, high_watermark) = replica.bounds();
+        let offset = match from {
+            StartAt::Earliest => log_start,
+            StartAt::Latest => high_watermark,
+            StartAt::Offset(offset) => offset,
+        };
+        Ok((replica.reader(offset)?, replica))
+    }
+
+    /// A producer id nobody else has.
+    pub async fn allocate_producer(&self) -> Result<ProducerId, Refusal> {
+        loop {
+            if let Some(id) = self.producer_ids.lock().next() {
+                return Ok(ProducerId::new(id));
+            }
+            let command = Command::AllocateProducerIds { count: PRODUCER_IDS_BLOCK };
+            if let Outcome::ProducerIds { start, count } = self.parts.cluster.submit(command).await? {
+                // Two callers may both have fetched a block: the one overwritten is simply never used.
+                *self.producer_ids.lock() = start.get()..start.get() + i64::from(count);
+            }
+        }
+    }
+
+    /// Stops every replica, giving leadership away first. Not cancel safe.
+    pub async fn stop(&self) {
+        let replicas = self.local();
+        self.give_leadership_away(&replicas).await;
+        let stops = replicas.iter().map(|replica| replica.stop(true));
+        futures::future::join_all(stops).await;
+        self.parts.cluster.group().checkpoint().await;
+        self.parts.cluster.group().stop().await;
+    }
+}
+
+/// The raft group of a partition.
+pub(super) fn group_of(catalog: &Catalog, topic: TopicId, partition: PartitionId) -> Result<GroupId, Refusal> {
+    let Some(found) = catalog.topic_by_id(topic) else {
+        let message =
+            format!("no topic has the id {topic}: it was deleted, or created a moment ago; look it up by name");
+        return Err(Refusal::new(Reason::UnknownTopic, message));
+    };
+    match catalog.partition_of_topic(topic, partition) {
+        Some(partition) => Ok(partition.group),
+        None => Err(Catalog::unknown_partition(found, partition)),
+    }
+}

@@ -1,0 +1,26 @@
+//! What the broker does for its callers, whatever protocol they speak: publish, read, describe, administer. Owns the
+//! replicas of this node and keeps them as the catalog says.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`cluster`] | the catalog group: proposing commands from any node |
+//! | [`broker`] | the use-cases |
+//! | [`leaders`] | who leads what, gathered from all nodes |
+//! | [`reconcile`] | replicas on this node against the catalog |
+//! | [`moves`] | partitions on their way to other nodes; preferred leaders |
+//! | [`upkeep`] | retention, checkpoints, catalog membership |
+//! | [`metadata`], [`describe`] | what clients are told |
+
+pub mod broker;
+pub mod catalog_machine;
+pub mod cluster;
+pub mod describe;
+pub mod leaders;
+pub mod metadata;
+pub mod moves;
+pub mod peers;
+pub mod reconcile;
+pub mod upkeep;
+
+pub use broker::{Broker, BrokerOptions};
+pub use cluster::Cluster;

@@ -1,0 +1,188 @@
+//! Adding committed entries to a group's newest segment, and sealing it when it is full. Upkeep only.
+//!
+//! Nothing is synced here: what was touched is collected in [`Touched`], so that the runs of many groups can share one
+//! sync. Until that sync returned, the entries' place is still the journal.
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::file::{FOOTER, Fault, START, Segment, header};
+use super::index::{POINT, PointMaker};
+use crate::frame::{HEADER, Head, Kind, crc_of, padding, u32_at};
+use crate::hard::SegmentEnd;
+use crate::shared::{Core, Group};
+use crate::vfs::{Open, VfsFile};
+
+/// Files and folders with changes that are not durable, and what will be true once they are.
+#[derive(Default)]
+pub(crate) struct Touched {
+    files: Vec<Arc<dyn VfsFile>>,
+    dirs: BTreeSet<PathBuf>,
+    /// The newest end of each group's history.
+    pub(crate) ends: Vec<(Arc<Group>, SegmentEnd)>,
+    pub(crate) bytes: u64,
+}
+
+/// From so many files on, one sync of the whole file system is cheaper.
+const MANY: usize = 8;
+
+impl Touched {
+    /// Makes it all durable.
+    pub(crate) fn sync(&self, core: &Core) -> io::Result<()> {
+        if self.files.len() >= MANY {
+            return core.vfs.sync_all(&core.dir);
+        }
+        self.files.iter().try_for_each(|file| file.sync_data())?;
+        self.dirs.iter().try_for_each(|dir| core.vfs.sync_dir(dir))
+    }
+}
+
+/// Writes a run of entries behind the group's history.
+pub(crate) fn append(core: &Core, group: &Arc<Group>, run: &[(Head, Bytes)], touched: &mut Touched) -> io::Result<()> {
+    let Some((head, _)) = run.first() else { return Ok(()) };
+    let (segment, end) = target(core, group, head.index, touched)?;
+    let opened = segment.opened(core).map_err(into_io)?;
+    let mut at = end.unwrap_or_else(|| SegmentEnd {
+        first: segment.first,
+        bytes: START,
+        last: Default::default(),
+        mark: 0,
+        first_mark: head.mark,
+        max_time_ms: i64::MIN,
+        chain: u32_at(&header(group.id, segment.first), 60),
+    });
+    let start = at.bytes;
+    let last_point = opened.points.lock().last().map_or(START, |point| point.pos);
+    let mut maker = PointMaker::new(core.options.index_interval_bytes, last_point, at.mark, at.max_time_ms);
+    let mut points = Vec::new();
+    let mut headers = Vec::with_capacity(run.len());
+    for (head, _) in run {
+        assert!(end.is_none() && at.bytes == START || head.index == at.last.index + 1, "segments are contiguous");
+        points.extend(maker.pass(head.index, at.bytes, head.mark, head.time_ms));
+        let bytes = Head { kind: Kind::Entry, ..*head }.encode(&segment.place, at.bytes, at.chain, 0);
+        (at.chain, at.bytes) = (crc_of(&bytes), at.bytes + head.size());
+        at.last = crate::types::Position { term: head.term, index: head.index };
+        (at.mark, at.max_time_ms) = (head.mark, at.max_time_ms.max(head.time_ms));
+        headers.push(bytes);
+    }
+    let mut slices = Vec::with_capacity(run.len() * 3);
+    for (bytes, (_, payload)) in headers.iter().zip(run) {
+        slices.extend([&bytes[..], payload, padding(payload.len())].map(IoSlice::new));
+    }
+    opened.file.write_at(&slices, start)?;
+    if !points.is_empty() {
+        let encoded: Vec<u8> = points.iter().flat_map(|point| point.encode(&segment.place)).collect();
+        let mut known = opened.points.lock();
+        let index = core.vfs.open(&segment.index_path(), Open::Existing)?;
+        index.write_at(&[IoSlice::new(&encoded)], (known.len() * POINT) as u64)?;
+        known.extend(points);
+    }
+    segment.set_end(at);
+    touched.bytes += at.bytes - start;
+    touched.files.push(Arc::clone(&opened.file));
+    match touched.ends.last_mut() {
+        Some((last, end)) if Arc::ptr_eq(last, group) => *end = at,
+        _ => touched.ends.push((Arc::clone(group), at)),
+    }
+    Ok(())
+}
+
+/// The segment that takes entry `index`, and its end unless it is new.
+fn target(
+    core: &Core,
+    group: &Arc<Group>,
+    index: u64,
+    touched: &mut Touched,
+) -> io::Result<(Arc<Segment>, Option<SegmentEnd>)> {
+    let segments = group.history.segments(core, group)?;
+    let newest = segments.back().map(|segment| (Arc::clone(segment), segment.end(core)));
+    match newest {
+        Some((segment, Ok(end))) if end.bytes == START => {
+            if segment.first == index {
+                return Ok((segment, None)); // created, and then the disk was full
+            }
+            group.history.discard(core, &segment)?;
+        }
+        Some((segment, Ok(end))) if end.last.index + 1 == index => {
+            let whole = segment.bytes(core)? >= end.bytes;
+            if whole && end.bytes < core.options.segment_bytes {
+                resume(core, &segment, end)?;
+                return Ok((segment, Some(end)));
+            }
+            if whole {
+                seal(core, &segment, end, touched)?;
+            } else {
+                tracing::error!(segment = %segment.path.display(), "segment is shorter than it was: entries are lost");
+            }
+        }
+        _ => {}
+    }
+    create(core, group, index, touched).map(|segment| (segment, None))
+}
+
+/// Drops what an interrupted run left behind the end.
+fn resume(core: &Core, segment: &Arc<Segment>, end: SegmentEnd) -> io::Result<()> {
+    let opened = segment.opened(core).map_err(into_io)?;
+    if opened.file.len()? > end.bytes {
+        opened.file.set_len(end.bytes)?;
+    }
+    let points = opened.points.lock();
+    let path = segment.index_path();
+    let whole = core.vfs.file_len(&path).is_ok_and(|len| len == (points.len() * POINT) as u64);
+    if !whole {
+        let encoded: Vec<u8> = points.iter().flat_map(|point| point.encode(&segment.place)).collect();
+        core.vfs.open(&path, Open::Fresh)?.write_at(&[IoSlice::new(&encoded)], 0)?;
+    }
+    Ok(())
+}
+
+/// Writes the footer: nothing will be added.
+fn seal(core: &Core, segment: &Arc<Segment>, end: SegmentEnd, touched: &mut Touched) -> io::Result<()> {
+    let opened = segment.opened(core).map_err(into_io)?;
+    let payload = end.encode();
+    let head = Head {
+        len: payload.len() as u32,
+        payload_crc: crc32fast::hash(&payload),
+        ..Head::bare(Kind::Footer, segment.group)
+    };
+    let bytes = head.encode(&segment.place, end.bytes, end.chain, 0);
+    opened.file.write_at(&[IoSlice::new(&bytes), IoSlice::new(&payload)], end.bytes)?;
+    opened.file.set_len(end.bytes + FOOTER)?;
+    touched.files.push(Arc::clone(&opened.file));
+    touched.files.push(core.vfs.open(&segment.index_path(), Open::Existing)?);
+    Ok(())
+}
+
+fn create(core: &Core, group: &Arc<Group>, first: u64, touched: &mut Touched) -> io::Result<Arc<Segment>> {
+    let dir = &group.history.dir;
+    core.vfs.create_dir_all(dir)?;
+    touched.dirs.extend([core.groups_dir(), dir.clone()]);
+    let empty = SegmentEnd {
+        first,
+        bytes: START,
+        last: Default::default(),
+        mark: 0,
+        first_mark: 0,
+        max_time_ms: i64::MIN,
+        chain: 0,
+    };
+    let segment = Arc::new(Segment::new(dir, group.id, first, Some(empty)));
+    core.vfs.open(&segment.index_path(), Open::Fresh)?;
+    let file = core.vfs.open(&segment.path, Open::Fresh)?;
+    file.write_at(&[IoSlice::new(&header(group.id, first))], 0)?;
+    group.history.add(Arc::clone(&segment));
+    Ok(segment)
+}
+
+fn into_io(fault: Fault) -> io::Error {
+    match fault {
+        Fault::Io(error) => error,
+        Fault::Damaged(place) => io::Error::new(io::ErrorKind::InvalidData, format!("{place} is damaged")),
+    }
+}
+
+const _: () = assert!(HEADER.is_multiple_of(8));

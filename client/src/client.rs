@@ -1,0 +1,126 @@
+//! The entrance: a [`Client`] knows a cluster and makes producers, consumers and the admin handle from it.
+
+use std::{sync::Arc, time::Duration};
+
+use busbar_proto::v1;
+
+use crate::{
+    address,
+    admin::Admin,
+    cluster::{Call, Cluster, Repeat},
+    consumer::ConsumerBuilder,
+    env::Env,
+    error::ClientError,
+    pool,
+    producer::ProducerBuilder,
+    task::Tasks,
+};
+
+/// A connection to a cluster: through the nodes it was given, and all others that it learns of.
+///
+/// Cheap to clone; clones share connections. Producers and consumers keep what they need of it alive.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), busbar_client::ClientError> {
+/// use busbar_client::Client;
+///
+/// let client = Client::connect("127.0.0.1:7400,127.0.0.1:7401").await?;
+/// println!("{}", client.admin().describe_cluster().await?.cluster);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    cluster: Arc<Cluster>,
+}
+
+impl Client {
+    /// Connects to a cluster by a comma-separated list of `host:port`; any of its nodes will do.
+    ///
+    /// # Errors
+    /// A list with a fault, or nobody answers.
+    pub async fn connect(servers: impl Into<String>) -> Result<Self, ClientError> {
+        Self::builder().servers(servers).build().await
+    }
+
+    /// Connects with options.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    /// A producer for a topic.
+    pub fn producer(&self, topic: impl Into<String>) -> ProducerBuilder {
+        ProducerBuilder::new(self.cluster.clone(), topic.into())
+    }
+
+    /// A consumer of a topic.
+    pub fn consumer(&self, topic: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.cluster.clone(), topic.into())
+    }
+
+    /// Administration.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.cluster.clone())
+    }
+}
+
+/// Options of a [`Client`]; `build` connects.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct ClientBuilder {
+    servers: String,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    env: Env,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            servers: format!("127.0.0.1:{}", address::DEFAULT_PORT),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(15),
+            env: Env::system(),
+        }
+    }
+}
+
+impl ClientBuilder {
+    /// A comma-separated list of `host:port`. Default `127.0.0.1:7400`.
+    pub fn servers(mut self, servers: impl Into<String>) -> Self {
+        self.servers = servers.into();
+        self
+    }
+
+    /// Time for a connection to come up. Default 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time for a request other than publishing to be done, retries included. Default 15 s.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Clock and randomness: for simulations and tests.
+    pub fn env(mut self, env: Env) -> Self {
+        self.env = env;
+        self
+    }
+
+    /// Connects to any of the servers. Must be called inside a tokio runtime, which the client's tasks then use.
+    ///
+    /// # Errors
+    /// A list with a fault, or nobody answers.
+    pub async fn build(self) -> Result<Client, ClientError> {
+        let Self { servers, connect_timeout, request_timeout, env } = self;
+        let bootstrap = address::parse_list(&servers)?;
+        let cluster = Cluster::new(env, Tasks::new(), bootstrap, connect_timeout, request_timeout);
+        let call = Call { what: "connect", repeat: Repeat::Safe, timeout: request_timeout };
+        let ask = |channel| async { pool::broker(channel).metadata(v1::MetadataRequest::default()).await };
+        let metadata = cluster.call(call, ask).await?;
+        cluster.learn(&metadata.nodes);
+        Ok(Client { cluster })
+    }
+}

@@ -1,0 +1,60 @@
+//! What the feeds have received and the application has not read yet: batches in the order of arrival, one
+//! reader. Not bounded by itself: the credit granted to brokers bounds it, and a broker that exceeds its credit
+//! is cut off before its bytes get here.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll},
+};
+
+use busbar_proto::{Offset, PartitionId};
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+
+use crate::error::ConsumeError;
+
+/// One checked batch.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    pub(crate) partition: PartitionId,
+    pub(crate) batch: Bytes,
+    /// Records below this were handed out before, or are not wanted.
+    pub(crate) from: Offset,
+}
+
+/// What the reader gets.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Batch(Parcel),
+    Fault(PartitionId, ConsumeError),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    items: Mutex<VecDeque<Item>>,
+    reader: AtomicWaker,
+}
+
+impl Inbox {
+    pub(crate) fn put(&self, items: impl IntoIterator<Item = Item>) {
+        self.items.lock().extend(items);
+        self.reader.wake();
+    }
+
+    /// Swaps everything there is into `into`, which is empty; waits while there is nothing. Cancel safe.
+    pub(crate) fn poll_take(&self, into: &mut VecDeque<Item>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.take(into) {
+            return Poll::Ready(());
+        }
+        self.reader.register(cx.waker());
+        // Put between the look above and the registration: looked for again.
+        if self.take(into) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub(crate) fn take(&self, into: &mut VecDeque<Item>) -> bool {
+        debug_assert!(into.is_empty());
+        std::mem::swap(&mut *self.items.lock(), into);
+        !into.is_empty()
+    }
+}

@@ -1,0 +1,68 @@
+//! A record as a consumer hands it out. It shares memory with the batch it came in: a record that is kept for
+//! long keeps its whole batch; copy what you keep.
+
+use std::sync::Arc;
+
+use busbar_proto::{PartitionId, batch::RecordView};
+use bytes::Bytes;
+
+static EMPTY: Bytes = Bytes::new();
+
+/// A record read from a topic.
+#[derive(Clone, Debug)]
+pub struct ConsumedRecord {
+    topic: Arc<str>,
+    partition: PartitionId,
+    view: RecordView,
+}
+
+impl ConsumedRecord {
+    pub(crate) fn new(topic: Arc<str>, partition: PartitionId, view: RecordView) -> Self {
+        Self { topic, partition, view }
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> u32 {
+        self.partition.get()
+    }
+
+    /// Its offset in the partition.
+    pub fn offset(&self) -> u64 {
+        self.view.offset.get()
+    }
+
+    /// Milliseconds since the Unix epoch, as the producer said.
+    pub fn timestamp_ms(&self) -> i64 {
+        self.view.timestamp_ms
+    }
+
+    /// The key.
+    pub fn key(&self) -> Option<&Bytes> {
+        self.view.key.as_ref()
+    }
+
+    /// The payload; empty for a null value (see [`Self::is_null`]).
+    pub fn value(&self) -> &Bytes {
+        self.view.value.as_ref().unwrap_or(&EMPTY)
+    }
+
+    /// Whether the value is null, which Kafka's clients can write: "the key is deleted".
+    pub fn is_null(&self) -> bool {
+        self.view.value.is_none()
+    }
+
+    /// Names and values of the headers, in order; names may repeat. A null value reads as empty.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.view.headers.iter().map(|header| (header.key(), header.value.as_ref().unwrap_or(&EMPTY)))
+    }
+
+    /// The value of the last header of that name.
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.view.header(name)
+    }
+}

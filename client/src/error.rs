@@ -1,0 +1,303 @@
+//! What can go wrong, one enum per operation. Each answers two questions: may the same be tried again, and is it
+//! certain that nothing was stored? Texts say what, where and what to do; causes stay typed.
+
+use std::{error::Error, io, time::Duration};
+
+use busbar_proto::{Reason, Refusal};
+use tonic::Status;
+
+use crate::{
+    address::{Address, InvalidAddress},
+    record::Record,
+};
+
+/// A call to the cluster failed: connecting, metadata, administration.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The list of servers has a fault.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    /// A broker said no, and why.
+    #[error("{}: {}", .0.reason.as_str(), .0.message)]
+    Refused(Refusal),
+    /// Nobody answered.
+    #[error(
+        "no broker answered at {}: {source}; start one with `busbar dev up` or give the right --server",
+        join(.addresses)
+    )]
+    Unreachable {
+        /// Who was asked.
+        addresses: Vec<Address>,
+        /// What the last one's connection failed with.
+        source: TransportError,
+    },
+    /// The connection broke while the call was under way: what was asked may or may not be done.
+    #[error("{what}: the connection to {address} broke: {source}; it may or may not be done, so look before repeating")]
+    Interrupted {
+        /// The operation.
+        what: &'static str,
+        /// Who was asked.
+        address: Address,
+        /// What the connection broke with.
+        source: TransportError,
+    },
+    /// No answer within the time allowed.
+    #[error("{what}: no answer within {waited:?}; last: {last}")]
+    Timeout {
+        /// The operation.
+        what: String,
+        /// The time allowed.
+        waited: Duration,
+        /// What the last attempt met.
+        last: String,
+    },
+    /// An option is out of its range.
+    #[error("{option} is {found}: {rule}")]
+    InvalidOption {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        rule: &'static str,
+    },
+    /// A broker answered what makes no sense: it is of another version, or no broker.
+    #[error("{0}")]
+    Protocol(String),
+    /// The client, or the part of it that was used, is closed.
+    #[error("the client is closed")]
+    Closed,
+}
+
+impl ClientError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.reason.is_retryable(),
+            Self::Unreachable { .. } | Self::Interrupted { .. } | Self::Timeout { .. } => true,
+            Self::Address(_) | Self::InvalidOption { .. } | Self::Protocol(_) | Self::Closed => false,
+        }
+    }
+
+    /// Whether it is certain that nothing was changed.
+    pub fn has_no_side_effects(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.reason.has_no_side_effects(),
+            Self::Interrupted { .. } | Self::Timeout { .. } | Self::Protocol(_) => false,
+            Self::Unreachable { .. } | Self::Address(_) | Self::InvalidOption { .. } | Self::Closed => true,
+        }
+    }
+
+    /// The broker's reason, where a broker refused.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.reason),
+            _ => None,
+        }
+    }
+}
+
+impl From<Refusal> for ClientError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// A connection failed; the text is the root cause ("connection refused").
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct TransportError {
+    text: String,
+    connected: bool,
+}
+
+impl TransportError {
+    /// Of a status that carries no refusal.
+    pub(crate) fn of(status: &Status) -> Self {
+        let mut connected = true;
+        let mut text = status.message().to_owned();
+        let mut next = status.source();
+        while let Some(cause) = next {
+            connected &= !cause.is::<tonic::ConnectError>();
+            text = match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+                Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
+                Some(io::ErrorKind::ConnectionReset) => "connection reset".to_owned(),
+                Some(io::ErrorKind::TimedOut) => "timed out".to_owned(),
+                _ => cause.to_string(),
+            };
+            next = cause.source();
+        }
+        Self { text, connected }
+    }
+
+    pub(crate) fn timed_out(waited: Duration) -> Self {
+        Self { text: format!("no answer within {waited:?}"), connected: true }
+    }
+
+    /// Whether there was a connection, so that the request may have been seen.
+    pub fn was_connected(&self) -> bool {
+        self.connected
+    }
+}
+
+/// A record was not taken: it will never be stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The producer is closed.
+    #[error("the producer is closed")]
+    Closed,
+    /// The record fits no batch of the topic.
+    #[error(
+        "a record of {bytes} bytes is over the {limit} bytes (max_batch_bytes) that topic {topic:?} allows a batch: raise the topic's limit or send less"
+    )]
+    TooLarge {
+        /// The topic.
+        topic: String,
+        /// Bytes of the batch it would make alone.
+        bytes: usize,
+        /// The topic's limit.
+        limit: usize,
+    },
+    /// The topic has no such partition.
+    #[error("topic {topic:?} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    UnknownPartition {
+        /// The topic.
+        topic: String,
+        /// The one named by the record.
+        partition: u32,
+        /// How many there are.
+        partitions: u32,
+    },
+}
+
+/// `try_send` did not take the record.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TrySendError {
+    /// No buffer space now; here is the record back.
+    #[error("the producer's buffer is full: await a delivery, or use send(), which waits")]
+    Full(Box<Record>),
+    /// It would never be taken.
+    #[error(transparent)]
+    Refused(#[from] SendError),
+}
+
+impl TrySendError {
+    /// The record, where the buffer was full.
+    pub fn into_record(self) -> Option<Record> {
+        match self {
+            Self::Full(record) => Some(*record),
+            Self::Refused(_) => None,
+        }
+    }
+}
+
+/// A record was taken but no acknowledgement was received.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeliveryError {
+    /// It is certain: not stored, and it never will be.
+    #[error("not stored: {0}")]
+    Rejected(Refusal),
+    /// It may or may not be stored: it was sent, and no answer was received in time.
+    #[error("may or may not be stored after {attempts} attempts: {last}")]
+    Unknown {
+        /// Times it was sent.
+        attempts: u32,
+        /// What the last attempt met.
+        last: Refusal,
+    },
+    /// The producer was closed or dropped before the record was sent: not stored.
+    #[error("not stored: the producer was dropped before it was sent; call close() to deliver what is queued")]
+    Closed,
+}
+
+impl DeliveryError {
+    /// Whether sending the record again makes sense. After [`Self::Unknown`] that may store it twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Rejected(refusal) => refusal.reason.is_retryable() || refusal.reason == Reason::DeadlineExceeded,
+            Self::Unknown { .. } | Self::Closed => true,
+        }
+    }
+
+    /// Whether it is certain that the record is not stored and never will be.
+    pub fn has_no_side_effects(&self) -> bool {
+        !matches!(self, Self::Unknown { .. })
+    }
+}
+
+/// A consumer can't go on as it is. Calling `next()` again tries again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// A broker ended the subscription for good.
+    #[error("partition {partition} of {topic:?}, at offset {position}: {}: {}", .refusal.reason.as_str(), .refusal.message)]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The next offset wanted.
+        position: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Bytes that are no sound batch were received again and again.
+    #[error(
+        "partition {partition} of {topic:?}, at offset {offset}: {fault}; `busbar topic describe {topic}` names its replicas: check the disks"
+    )]
+    Corrupt {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The offset that could not be read.
+        offset: u64,
+        /// What is wrong.
+        fault: String,
+    },
+}
+
+impl ConsumeError {
+    /// Whether calling `next()` again may help without anyone doing something.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused { refusal, .. } => refusal.reason.is_retryable(),
+            Self::Corrupt { .. } => true,
+        }
+    }
+
+    /// Always: reading changes nothing.
+    pub fn has_no_side_effects(&self) -> bool {
+        true
+    }
+}
+
+fn join(addresses: &[Address]) -> String {
+    addresses.iter().map(Address::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unreachable_says_what_where_and_what_to_do() {
+        let address: Address = "127.0.0.1:7400".parse().expect("an address");
+        let source = TransportError { text: "connection refused".into(), connected: false };
+        assert_eq!(
+            ClientError::Unreachable { addresses: vec![address], source }.to_string(),
+            "no broker answered at 127.0.0.1:7400: connection refused; start one with `busbar dev up` or give the right --server"
+        );
+    }
+
+    #[test]
+    fn certainty_follows_the_reason() {
+        let rejected = DeliveryError::Rejected(Refusal::new(Reason::CorruptBatch, "x"));
+        assert!(rejected.has_no_side_effects() && !rejected.is_retryable());
+        let unknown = DeliveryError::Unknown { attempts: 2, last: Refusal::new(Reason::OutcomeUnknown, "x") };
+        assert!(!unknown.has_no_side_effects() && unknown.is_retryable());
+    }
+}

@@ -1,0 +1,69 @@
+//! Busbar's client: publish, consume and administer, with the network functions built in. Applications know of
+//! retries, batching, backpressure and failover, but never write them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use busbar_client::{Client, Record, StartAt};
+//!
+//! let client = Client::connect("127.0.0.1:7400").await?;
+//!
+//! let producer = client.producer("orders").build().await?;
+//! let delivery = producer.send(Record::new("paid").key("order-17")).await?;
+//! println!("stored at offset {}", delivery.await?.offset);
+//!
+//! let mut consumer = client.consumer("orders").from(StartAt::Earliest).build().await?;
+//! if let Some(record) = consumer.next().await? {
+//!     println!("{:?} = {:?}", record.key(), record.value());
+//! }
+//! producer.close().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # What is done for you
+//! | function | default | more |
+//! |---|---|---|
+//! | stored once, in order, whatever is sent again | on | [`Producer`] |
+//! | batching that adapts to the load | on, no waiting time | [`ProducerBuilder::linger`], [`ProducerBuilder::batch_bytes`] |
+//! | backpressure | 32 MiB, then `send` waits | [`ProducerBuilder::buffer_bytes`], [`Producer::try_send`] |
+//! | retries with backoff and jitter | for 30 s | [`ProducerBuilder::delivery_timeout`] |
+//! | certainty about failures | rejected or unknown | [`DeliveryError`] |
+//! | discovery, failover | any node, pushed news of leaders | [`Client`] |
+//! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
+//!
+//! # Layers
+//! ```text
+//!  client ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
+//!            window, batcher, subscription, partitioner, retry: pure state machines, no I/O, no clock
+//!            env: clock and randomness · task: the only place that spawns
+//! ```
+//! Never here: knowledge of the broker's insides; the only shared words are `busbar-proto`'s.
+
+mod address;
+mod admin;
+mod alarm;
+mod client;
+mod cluster;
+mod consumer;
+pub mod env;
+mod error;
+mod partitioner;
+mod pool;
+mod producer;
+mod record;
+mod retry;
+mod task;
+mod topic;
+mod watch;
+
+pub use busbar_proto::{Reason, Refusal, batch::Compression, v1};
+
+pub use self::{
+    address::{Address, DEFAULT_PORT, InvalidAddress},
+    admin::{Admin, Durability, TopicOptions, UnknownDurability},
+    client::{Client, ClientBuilder},
+    consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
+    error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
+    partitioner::partition_of_key,
+    producer::{Delivered, Delivery, Producer, ProducerBuilder, ProducerStats},
+    record::Record,
+};

@@ -1,0 +1,428 @@
+//! What a producer's handles and tasks share: the partitions, the buffer budget and the links.
+//!
+//! ```text
+//!  send() --> shard (lock) --pump--> link queue --> stream --> node
+//!  link   --> answered / link_lost --> shard (lock) --pump--> ...
+//!  upkeep --> sweep: deadlines, pauses, lingers, leaders --> each shard --pump--> ...
+//! ```
+//! Whoever changes a shard pumps it: there is no task between a record and its stream.
+//!
+//! Invariants: locks are taken in the order shard, links, never two shards at once; outcomes are announced
+//! outside all locks; buffer permits held = bytes held by unfinished records.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use busbar_proto::{
+    NodeId, Offset, PartitionId, ProducerEpoch, ProducerId, Reason, Refusal,
+    v1::{self, publish_response::Outcome as Answer},
+};
+use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{
+    alarm::Alarm,
+    cluster::{Call, Cluster, Repeat},
+    error::SendError,
+    partitioner::{Sticky, partition_of_key},
+    pool,
+    producer::{
+        link::{Correlation, Link, Outgoing},
+        shard::{Finished, Place, Shard},
+        stats::Counters,
+        ticket::Delivery,
+        window::{Identity, LinkId},
+    },
+    record::Record,
+    retry::{Backoff, BackoffPolicy},
+    task::{Kind, Tasks},
+    watch::TopicWatch,
+};
+
+/// A broker that calls a deadline passed while we have this much time left has another clock.
+const CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+/// Bounds that the core itself applies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreOptions {
+    pub(crate) in_flight_max: usize,
+    pub(crate) buffer_bytes: usize,
+    pub(crate) answer_timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) topic: Arc<TopicWatch>,
+    pub(crate) tasks: Tasks,
+    pub(crate) buffer: Semaphore,
+    pub(crate) counters: Counters,
+    options: CoreOptions,
+    shards: Box<[Mutex<Shard>]>,
+    links: Mutex<HashMap<NodeId, Arc<Link>>>,
+    next_link: AtomicU64,
+    sticky: Sticky,
+    alarm: Alarm,
+    /// Somebody is asking for a producer id.
+    identifying: AtomicBool,
+    /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
+    skewed: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl Core {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        topic: Arc<TopicWatch>,
+        options: CoreOptions,
+        shard: impl Fn(PartitionId) -> Shard,
+    ) -> Arc<Self> {
+        let partitions = topic.view().partitions();
+        let first = PartitionId::new((cluster.env.random() % u64::from(partitions)) as u32);
+        Arc::new(Self {
+            tasks: cluster.tasks.child(),
+            buffer: Semaphore::new(options.buffer_bytes),
+            counters: Counters::default(),
+            shards: (0..partitions).map(|partition| Mutex::new(shard(PartitionId::new(partition)))).collect(),
+            links: Mutex::default(),
+            next_link: AtomicU64::new(0),
+            sticky: Sticky::new(first),
+            alarm: Alarm::new(cluster.env.now()),
+            identifying: AtomicBool::new(false),
+            skewed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            cluster,
+            topic,
+            options,
+        })
+    }
+
+    pub(crate) fn partitions(&self) -> u32 {
+        self.shards.len() as u32
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// No record is taken from now on; calls of `send()` that wait for space end.
+    pub(crate) fn refuse_records(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.buffer.close();
+    }
+
+    pub(crate) fn buffered_bytes(&self) -> u64 {
+        self.options.buffer_bytes.saturating_sub(self.buffer.available_permits()) as u64
+    }
+
+    /// Takes a record whose buffer space is reserved. On an error the space is given back.
+    pub(crate) fn enqueue(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
+        let placed = self.place(record, held_bytes);
+        match &placed {
+            Ok(_) => self.counters.taken(),
+            Err(_) => self.buffer.add_permits(held_bytes),
+        }
+        placed
+    }
+
+    fn place(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms());
+        let (mut partition, keyless) = self.choose(record)?;
+        let mut shard = self.shard(partition).lock();
+        if keyless && shard.batcher.begins_batch() && !self.sticky.may_begin(partition) {
+            drop(shard);
+            partition = self.move_on();
+            shard = self.shard(partition).lock();
+            self.sticky.may_begin(partition);
+        }
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        let begins = shard.batcher.begins_batch();
+        let pushed = shard.batcher.push(record, timestamp_ms, held_bytes, || self.cluster.env.now());
+        let placed = pushed.map_err(|too_large| SendError::TooLarge {
+            topic: self.topic.name.to_string(),
+            bytes: too_large.bytes,
+            limit: too_large.limit,
+        })?;
+        // Most records join a batch that waits for the window: nothing is to be done for them.
+        let now = self.cluster.env.now();
+        if begins || shard.batcher.is_ready(shard.window.len(), now) {
+            self.pump(&mut shard, now);
+        }
+        Ok(Delivery::new(placed.ticket, placed.index))
+    }
+
+    fn choose(&self, record: &Record) -> Result<(PartitionId, bool), SendError> {
+        let partitions = self.partitions();
+        match (record.partition, &record.key) {
+            (Some(partition), _) if partition >= partitions => {
+                let topic = self.topic.name.to_string();
+                Err(SendError::UnknownPartition { topic, partition, partitions })
+            }
+            (Some(partition), _) => Ok((PartitionId::new(partition), false)),
+            (None, Some(key)) => Ok((partition_of_key(key, partitions), false)),
+            (None, None) => Ok((self.sticky.current(), true)),
+        }
+    }
+
+    fn move_on(&self) -> PartitionId {
+        let view = self.topic.view();
+        self.sticky.move_on(self.partitions(), self.cluster.env.random(), |partition| view.leader(partition))
+    }
+
+    /// Panics never: a partition is checked where it comes in.
+    fn shard(&self, partition: PartitionId) -> &Mutex<Shard> {
+        &self.shards[partition.get() as usize]
+    }
+
+    /// Sends what may be sent, and sets the alarm for what may be later.
+    fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
+        shard.follow(self.topic.view().route(shard.partition), now);
+        shard.window.tick(now);
+        shard.fill_window(now);
+        while let Some(link) = self.link_of(shard) {
+            let Some(flight) = shard.window.send(link.id, now) else { break };
+            self.counters.sent(flight.attempts);
+            let correlation = Correlation { partition: shard.partition, attempt: flight.attempt_id() };
+            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadline);
+            if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
+                shard.link = None;
+                shard.window.link_lost(link.id, now, self.cluster.env.random());
+            }
+            shard.fill_window(now);
+        }
+        if shard.wants_identity() {
+            self.identify();
+        }
+        self.alarm.set(shard.window.wake_at(self.options.answer_timeout));
+        // A window that is closed now is opened by news, not by time: only the deadline matters then.
+        self.alarm.set(shard.batcher.wake_at(if shard.window.may_admit() { shard.window.len() } else { usize::MAX }));
+    }
+
+    fn request(&self, correlation: Correlation, batch: bytes::Bytes, deadline: Instant) -> v1::PublishRequest {
+        let skewed = self.skewed.load(Ordering::Relaxed);
+        v1::PublishRequest {
+            correlation: correlation.pack(),
+            topic_id: bytes::Bytes::copy_from_slice(self.topic.view().id.as_bytes()),
+            partition: correlation.partition.get(),
+            batch,
+            envelope: None,
+            deadline_unix_ms: if skewed { 0 } else { self.cluster.env.unix_ms_at(deadline) },
+        }
+    }
+
+    /// The link to the shard's leader, if the shard has something to put on it.
+    fn link_of(self: &Arc<Self>, shard: &mut Shard) -> Option<Arc<Link>> {
+        if !shard.window.has_waiting() {
+            return None;
+        }
+        let node = shard.leader?;
+        if !shard.link.as_ref().is_some_and(|link| link.node == node && link.is_open()) {
+            shard.link = Some(self.link_to(node));
+        }
+        shard.link.clone()
+    }
+
+    fn link_to(self: &Arc<Self>, node: NodeId) -> Arc<Link> {
+        let mut links = self.links.lock();
+        if let Some(link) = links.get(&node).filter(|link| link.is_open()) {
+            return link.clone();
+        }
+        let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        let link = Link::open(self, id, node, self.shards.len() * self.options.in_flight_max);
+        links.insert(node, link.clone());
+        link
+    }
+
+    /// A node answered an attempt.
+    pub(crate) fn answered(self: &Arc<Self>, node: NodeId, answer: v1::PublishResponse) {
+        let Correlation { partition, attempt } = Correlation::unpack(answer.correlation);
+        let Some(shard) = self.shards.get(partition.get() as usize) else {
+            tracing::warn!(%node, %partition, "a broker answered for a partition that was not asked; answer ignored");
+            return;
+        };
+        let now = self.cluster.env.now();
+        let finished = match answer.outcome {
+            Some(Answer::Acknowledged(stored)) => {
+                let mut shard = shard.lock();
+                let base = Offset::new(stored.base_offset);
+                let finished = shard.acknowledged(attempt, base, stored.duplicate, now);
+                self.pump(&mut shard, now);
+                finished
+            }
+            Some(Answer::Error(error)) => self.refused(shard, node, attempt, Refusal::from_wire(error), now),
+            None => {
+                let nonsense = Refusal::new(Reason::Internal, format!("node {node} answered without an outcome"));
+                self.refused(shard, node, attempt, nonsense, now)
+            }
+        };
+        self.announce(finished);
+    }
+
+    fn refused(
+        self: &Arc<Self>,
+        shard: &Mutex<Shard>,
+        node: NodeId,
+        attempt: crate::producer::window::AttemptId,
+        refusal: Refusal,
+        now: Instant,
+    ) -> Option<Finished> {
+        let mut shard = shard.lock();
+        tracing::debug!(%node, partition = %shard.partition, reason = refusal.reason.as_str(), "publish refused");
+        match refusal.reason {
+            Reason::NotLeader => self.topic.hint(shard.partition, node, refusal.leader),
+            Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
+            _ => {}
+        }
+        let finished = shard.refused(attempt, refusal, now, self.cluster.env.random());
+        self.pump(&mut shard, now);
+        finished
+    }
+
+    fn compare_clocks(&self, shard: &Shard, now: Instant) {
+        let left = shard.window.flights().next().map_or(Duration::ZERO, |flight| flight.deadline - now);
+        if left > CLOCK_SKEW && !self.skewed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                ?left,
+                "a broker calls a deadline passed that is not: clocks differ, deadlines are not sent any more"
+            );
+        }
+    }
+
+    /// A link ended; `cause` says how, for those whose batches fail in the end.
+    pub(crate) fn link_lost(self: &Arc<Self>, id: LinkId, node: NodeId, cause: Refusal) {
+        tracing::debug!(%node, %cause, "publish stream ended");
+        {
+            let mut links = self.links.lock();
+            if links.get(&node).is_some_and(|link| link.id == id) {
+                links.remove(&node);
+            }
+        }
+        let now = self.cluster.env.now();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            if shard.window.link_lost(id, now, self.cluster.env.random()) {
+                shard.last = Some(cause.clone());
+                self.pump(&mut shard, now);
+            }
+        }
+    }
+
+    /// Looks after everything that time brings, and after news of leaders.
+    pub(crate) async fn upkeep(self: Arc<Self>) {
+        let mut news = self.topic.subscribe();
+        loop {
+            self.sweep();
+            tokio::select! {
+                () = self.alarm.wait() => {}
+                // Ends only with the topic's watch, which we hold.
+                _ = news.changed() => {}
+            }
+        }
+    }
+
+    fn sweep(self: &Arc<Self>) {
+        self.alarm.begin_sweep();
+        let now = self.cluster.env.now();
+        let replaced = self.topic.view().replaced;
+        let place = Place { topic: &self.topic.name, replaced };
+        for shard in &self.shards {
+            let mut finished = Vec::new();
+            let overdue = {
+                let mut shard = shard.lock();
+                shard.expired(now, place, &mut finished);
+                self.pump(&mut shard, now);
+                shard.window.overdue(now, self.options.answer_timeout).and(shard.link.clone())
+            };
+            if let Some(link) = overdue {
+                link.cut();
+            }
+            self.announce(finished);
+        }
+    }
+
+    /// Sends all that waits for company, and returns a receipt for each unfinished batch.
+    pub(crate) fn expedite(self: &Arc<Self>) -> Vec<Delivery> {
+        let now = self.cluster.env.now();
+        let mut receipts = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.batcher.expedite();
+            self.pump(&mut shard, now);
+            receipts.extend(shard.tickets().map(|ticket| Delivery::new(ticket.clone(), 0)));
+        }
+        receipts
+    }
+
+    /// Ends everything at once; what is unfinished is told so.
+    pub(crate) fn abandon(&self) {
+        self.refuse_records();
+        self.tasks.stop();
+        for shard in &self.shards {
+            let mut finished = Vec::new();
+            shard.lock().abandon(&mut finished);
+            self.announce(finished);
+        }
+    }
+
+    /// Asks the cluster for a producer id, for every shard that wants one.
+    fn identify(self: &Arc<Self>) {
+        if self.identifying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let core = self.clone();
+        self.tasks.spawn(Kind::Identify, async move {
+            let identity = core.allocate().await;
+            // Before the round: a shard that comes to want one behind us starts another task.
+            core.identifying.store(false, Ordering::Release);
+            let now = core.cluster.env.now();
+            for shard in &core.shards {
+                let mut shard = shard.lock();
+                if shard.window.needs_identity() {
+                    shard.window.identify(identity);
+                    core.pump(&mut shard, now);
+                }
+            }
+        });
+    }
+
+    async fn allocate(&self) -> Identity {
+        let timeout = self.cluster.request_timeout;
+        let call = Call { what: "allocate a producer id", repeat: Repeat::Safe, timeout };
+        let mut backoff = Backoff::new(BackoffPolicy::default());
+        loop {
+            let ask = |channel| async { pool::broker(channel).allocate_producer(v1::AllocateProducerRequest {}).await };
+            let error = match self.cluster.call(call, ask).await {
+                Ok(answer) => match i16::try_from(answer.producer_epoch) {
+                    Ok(epoch) if answer.producer_id >= 0 && epoch >= 0 => {
+                        let id = ProducerId::new(answer.producer_id);
+                        return Identity { id, epoch: ProducerEpoch::new(epoch) };
+                    }
+                    _ => "a broker gave a negative producer id or an epoch out of range".to_owned(),
+                },
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(error, "no producer id yet");
+            let last = Refusal::new(Reason::NoLeader, format!("no producer id could be had: {error}"));
+            self.shards.iter().map(Mutex::lock).filter(|shard| shard.window.needs_identity()).for_each(|mut shard| {
+                shard.last = Some(last.clone());
+            });
+            tokio::time::sleep(backoff.failed(self.cluster.env.random(), None)).await;
+        }
+    }
+
+    fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
+        for finished in finished {
+            self.counters.finished(&finished);
+            self.buffer.add_permits(finished.held_bytes);
+            finished.ticket.resolve(finished.outcome);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Publishing: [`Producer`] takes records, batches them per partition and delivers each batch exactly once per
+//! partition order, whatever happens to connections and leaders on the way.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `batcher` | records that gather (pure) |
+//! | `window` | batches under way: sequences, retries, order (pure) |
+//! | `shard` | one partition: batcher + window + leader |
+//! | `core` | all partitions, the buffer, the links; who calls whom |
+//! | `link` | one Publish stream |
+//! | `sealed`, `ticket`, `stats` | a batch's bytes, its receipt, the counters |
+
+mod batcher;
+mod core;
+mod link;
+mod sealed;
+mod shard;
+mod stats;
+mod ticket;
+mod window;
+
+use std::{future::IntoFuture, sync::Arc, time::Duration};
+
+use busbar_proto::{batch::Compression, limits};
+use tokio::sync::{Semaphore, TryAcquireError};
+
+use self::{
+    batcher::BatcherOptions,
+    core::{Core, CoreOptions},
+    shard::Shard,
+};
+pub use self::{
+    stats::ProducerStats,
+    ticket::{Delivered, Delivery},
+};
+use crate::{
+    cluster::Cluster,
+    error::{ClientError, DeliveryError, SendError, TrySendError},
+    record::Record,
+    task::Kind,
+    watch::TopicWatch,
+};
+
+/// Batches in flight per partition that a broker can tell apart as duplicates.
+const IN_FLIGHT_MAX: usize = 5;
+/// A buffer smaller than this could not hold a useful batch.
+const BUFFER_BYTES_MIN: usize = 64 << 10;
+/// The semaphore counts in 32 bits.
+const BUFFER_BYTES_MAX: usize = u32::MAX as usize;
+const BATCH_BYTES_MIN: usize = 1 << 10;
+/// Time for an answer before the stream is given up and opened anew.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Publishes to one topic. Cheap to clone; clones share buffer, order and streams.
+///
+/// Idempotent: a record is stored once, however often it is sent again. Records of one partition (and so of one
+/// key) are stored in the order of their `send` calls; with several tasks sending, in the order in which these
+/// calls return. After a [`DeliveryError::Unknown`] that record alone is in doubt: later ones go on, in order.
+///
+/// Dropping the last clone gives up what is queued; [`Producer::close`] delivers it first.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::Record;
+///
+/// let producer = client.producer("orders").build().await?;
+/// let delivery = producer.send(Record::new("paid").key("order-17")).await?;
+/// println!("stored at offset {}", delivery.await?.offset);
+/// producer.close().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Producer {
+    handle: Arc<Handle>,
+}
+
+/// Ends the producer with its last clone. Apart from [`Core`], which its tasks hold too.
+#[derive(Debug)]
+struct Handle {
+    core: Arc<Core>,
+    buffer_bytes: usize,
+    batch_bytes_max: usize,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.abandon();
+    }
+}
+
+impl Producer {
+    /// Takes a record; waits while the buffer is full. The receipt resolves when the record's fate is known.
+    ///
+    /// Cancel safe: a record whose `send` was dropped while it waited is not sent.
+    ///
+    /// # Errors
+    /// [`SendError`]: closed, too large for the topic, or no such partition. The record will never be stored.
+    pub async fn send(&self, record: impl Into<Record>) -> Result<Delivery, SendError> {
+        let record = record.into();
+        let held_bytes = self.held_bytes(&record)?;
+        let buffer = &self.handle.core.buffer;
+        match buffer.try_acquire_many(held_bytes) {
+            Ok(space) => space.forget(),
+            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
+            Err(TryAcquireError::NoPermits) => self.wait_for_space(buffer, held_bytes).await?,
+        }
+        self.handle.core.enqueue(&record, held_bytes as usize)
+    }
+
+    /// Takes a record if there is buffer space now, and gives it back if not.
+    ///
+    /// # Errors
+    /// [`TrySendError::Full`] with the record, or the same as [`Self::send`].
+    pub fn try_send(&self, record: impl Into<Record>) -> Result<Delivery, TrySendError> {
+        let record = record.into();
+        let held_bytes = self.held_bytes(&record)?;
+        match self.handle.core.buffer.try_acquire_many(held_bytes) {
+            Ok(space) => space.forget(),
+            Err(TryAcquireError::Closed) => return Err(SendError::Closed.into()),
+            Err(TryAcquireError::NoPermits) => return Err(TrySendError::Full(Box::new(record))),
+        }
+        Ok(self.handle.core.enqueue(&record, held_bytes as usize)?)
+    }
+
+    /// Sends what was taken so far without waiting for company, and waits until the fate of all of it is known.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// The first failure among them; the others are reported by their own receipts.
+    pub async fn flush(&self) -> Result<(), DeliveryError> {
+        let mut flushed = Ok(());
+        for receipt in self.handle.core.expedite() {
+            let outcome = receipt.into_future().await;
+            flushed = flushed.and(outcome.map(drop));
+        }
+        flushed
+    }
+
+    /// Takes no more records, delivers what is queued, and ends the producer (for all clones). Cancelled, it takes
+    /// no more records; calling it again goes on.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub async fn close(&self) -> Result<(), DeliveryError> {
+        self.handle.core.refuse_records();
+        let flushed = self.flush().await;
+        self.handle.core.abandon();
+        self.handle.core.tasks.ended().await;
+        flushed
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> ProducerStats {
+        let core = &self.handle.core;
+        core.counters.read(core.buffered_bytes())
+    }
+
+    /// The topic it publishes to.
+    pub fn topic(&self) -> &str {
+        &self.handle.core.topic.name
+    }
+
+    /// How many partitions the topic has.
+    pub fn partitions(&self) -> u32 {
+        self.handle.core.partitions()
+    }
+
+    async fn wait_for_space(&self, buffer: &Semaphore, held_bytes: u32) -> Result<(), SendError> {
+        let core = &self.handle.core;
+        let begun = core.cluster.env.now();
+        let space = buffer.acquire_many(held_bytes).await.map_err(|_| SendError::Closed)?;
+        space.forget();
+        core.counters.waited(core.cluster.env.now() - begun);
+        Ok(())
+    }
+
+    /// Buffer space for a record. One that no batch could hold is refused before it waits for space.
+    fn held_bytes(&self, record: &Record) -> Result<u32, SendError> {
+        let limit = self.handle.batch_bytes_max;
+        let payload = record.value.len() + record.key.as_ref().map_or(0, bytes::Bytes::len);
+        if payload > limit {
+            let topic = self.topic().to_owned();
+            return Err(SendError::TooLarge { topic, bytes: payload, limit });
+        }
+        Ok(record.bytes_max().min(self.handle.buffer_bytes) as u32)
+    }
+}
+
+/// Options of a [`Producer`]; `build` makes it.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct ProducerBuilder {
+    cluster: Arc<Cluster>,
+    topic: String,
+    linger: Duration,
+    batch_bytes: usize,
+    compression: Compression,
+    in_flight: usize,
+    eager_batches: usize,
+    buffer_bytes: usize,
+    delivery_timeout: Duration,
+    answer_timeout: Duration,
+}
+
+impl ProducerBuilder {
+    pub(crate) fn new(cluster: Arc<Cluster>, topic: String) -> Self {
+        Self {
+            cluster,
+            topic,
+            linger: Duration::ZERO,
+            batch_bytes: 256 << 10,
+            compression: Compression::None,
+            in_flight: IN_FLIGHT_MAX,
+            eager_batches: 1,
+            buffer_bytes: 32 << 20,
+            delivery_timeout: Duration::from_secs(30),
+            answer_timeout: ANSWER_TIMEOUT,
+        }
+    }
+
+    /// How long a batch waits for company when nothing is in flight. Default 0: an idle producer sends at once, a
+    /// busy one batches by itself.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Bytes of a full batch, before compression. Default 256 KiB; never above the topic's `max_batch_bytes`.
+    pub fn batch_bytes(mut self, batch_bytes: usize) -> Self {
+        self.batch_bytes = batch_bytes;
+        self
+    }
+
+    /// Compression of batches. Default none.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Batches in flight per partition, 1 to 5. Default 5. Order is kept with any number.
+    pub fn in_flight(mut self, batches: usize) -> Self {
+        self.in_flight = batches;
+        self
+    }
+
+    /// A batch that is not full is sent while fewer than this many are in flight. Default 1: wait for the answer,
+    /// gathering. More = lower latency at middling rates, smaller batches.
+    pub fn eager_batches(mut self, batches: usize) -> Self {
+        self.eager_batches = batches;
+        self
+    }
+
+    /// Bytes of unfinished records; then `send` waits. Default 32 MiB.
+    pub fn buffer_bytes(mut self, buffer_bytes: usize) -> Self {
+        self.buffer_bytes = buffer_bytes;
+        self
+    }
+
+    /// Time from a batch's first record until its fate is decided, retries included. Default 30 s.
+    pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
+        self.delivery_timeout = timeout;
+        self
+    }
+
+    /// Time for an answer before a stream is given up and its batches are sent again. Default 10 s.
+    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
+        self.answer_timeout = timeout;
+        self
+    }
+
+    /// Looks the topic up and starts the producer.
+    ///
+    /// # Errors
+    /// An option out of range; no such topic (the broker names the closest); nobody answers.
+    pub async fn build(self) -> Result<Producer, ClientError> {
+        self.check()?;
+        let Self { cluster, topic, linger, batch_bytes, compression, .. } = self;
+        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, .. } = self;
+        let topic = TopicWatch::open(&cluster, &topic).await?;
+        let batch_bytes_max = topic.view().batch_bytes_max;
+        let batching = BatcherOptions {
+            batch_bytes: batch_bytes.min(batch_bytes_max),
+            batch_bytes_max,
+            compression,
+            linger,
+            eager_batches,
+            delivery_timeout,
+        };
+        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout };
+        let core = Core::new(cluster, topic, options, |partition| Shard::new(partition, batching, in_flight));
+        core.tasks.spawn(Kind::ProducerUpkeep, core.clone().upkeep());
+        Ok(Producer { handle: Arc::new(Handle { core, buffer_bytes, batch_bytes_max }) })
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        let in_range = |option, found: usize, rule, ok: bool| match ok {
+            true => Ok(()),
+            false => Err(ClientError::InvalidOption { option, found: found.to_string(), rule }),
+        };
+        in_range("in_flight", self.in_flight, "1 to 5 batches", (1..=IN_FLIGHT_MAX).contains(&self.in_flight))?;
+        in_range("eager_batches", self.eager_batches, "at least 1", self.eager_batches >= 1)?;
+        let batch_range = BATCH_BYTES_MIN..=limits::BATCH_BYTES_MAX as usize;
+        in_range("batch_bytes", self.batch_bytes, "1 KiB to 8 MiB", batch_range.contains(&self.batch_bytes))?;
+        let buffer_range = BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX;
+        in_range("buffer_bytes", self.buffer_bytes, "64 KiB to 4 GiB", buffer_range.contains(&self.buffer_bytes))?;
+        let written = matches!(self.compression, Compression::None | Compression::Lz4 | Compression::Zstd);
+        match written {
+            true => Ok(()),
+            false => Err(ClientError::InvalidOption {
+                option: "compression",
+                found: self.compression.to_string(),
+                rule: "none, lz4 or zstd",
+            }),
+        }
+    }
+}

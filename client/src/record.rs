@@ -1,0 +1,90 @@
+//! A record to publish.
+
+use bytes::Bytes;
+
+/// Most bytes that a record's own framing takes in a batch: length, attributes, deltas, key and value length,
+/// header count, each a varint at its longest.
+const FRAMING_BYTES_MAX: usize = 40;
+/// The same for each header: two lengths.
+const HEADER_FRAMING_BYTES_MAX: usize = 10;
+
+/// A record to publish: a value, and what goes with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Where it goes; `None` = by key, or wherever there is room when there is no key either.
+    pub partition: Option<u32>,
+    /// Records of equal key go to one partition and keep their order.
+    pub key: Option<Bytes>,
+    /// The payload.
+    pub value: Bytes,
+    /// Names and values, in order; names may repeat.
+    pub headers: Vec<(String, Bytes)>,
+    /// Milliseconds since the Unix epoch; `None` = now.
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Record {
+    /// A record of this value.
+    pub fn new(value: impl Into<Bytes>) -> Self {
+        Self { value: value.into(), ..Self::default() }
+    }
+
+    /// With this key.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// With one more header.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// To this partition, whatever the key.
+    #[must_use]
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// With this time, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
+        self.timestamp_ms = Some(timestamp_ms);
+        self
+    }
+
+    /// Bytes it takes in a batch, at most.
+    pub(crate) fn bytes_max(&self) -> usize {
+        let headers: usize =
+            self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_FRAMING_BYTES_MAX).sum();
+        FRAMING_BYTES_MAX + self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + headers
+    }
+}
+
+impl From<Bytes> for Record {
+    fn from(value: Bytes) -> Self {
+        Self::new(value)
+    }
+}
+
+impl From<&'static str> for Record {
+    fn from(value: &'static str) -> Self {
+        Self::new(value)
+    }
+}
+
+impl From<String> for Record {
+    fn from(value: String) -> Self {
+        Self::new(value)
+    }
+}
+
+impl From<Vec<u8>> for Record {
+    fn from(value: Vec<u8>) -> Self {
+        Self::new(value)
+    }
+}

@@ -1,0 +1,88 @@
+//! One partition's log, and the broker's rules for producers' sequences.
+
+use std::collections::BTreeMap;
+
+use busbar_client::{Reason, Refusal};
+use busbar_proto::{
+    Offset, Sequence,
+    batch::{BatchBuilder, BatchHeader, BatchOptions, ProducerState, records, stamp},
+};
+use bytes::{Bytes, BytesMut};
+
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) start: u64,
+    batches: Vec<(BatchHeader, Bytes)>,
+    /// By producer id: the next sequence, and the offsets of (sequence, count).
+    producers: BTreeMap<i64, Producer>,
+}
+
+#[derive(Default)]
+struct Producer {
+    next: Sequence,
+    stored: BTreeMap<(i32, u32), u64>,
+}
+
+impl Log {
+    pub(crate) fn end(&self) -> u64 {
+        self.batches.last().map_or(0, |(header, _)| header.next_offset().get())
+    }
+
+    pub(crate) fn producers(&self) -> usize {
+        self.producers.len()
+    }
+
+    pub(crate) fn forget_producers(&mut self) {
+        self.producers.clear();
+    }
+
+    /// Stores a verified batch; `Ok((base offset, duplicate))`.
+    pub(crate) fn append(&mut self, header: &BatchHeader, batch: &[u8]) -> Result<(u64, bool), Refusal> {
+        let base = self.end();
+        if header.is_idempotent() {
+            let producer = self.producers.entry(header.producer_id.get()).or_default();
+            let key = (header.base_sequence.get(), header.record_count);
+            if let Some(&offset) = producer.stored.get(&key) {
+                return Ok((offset, true));
+            }
+            if header.base_sequence != producer.next {
+                let text = format!("sequence {} does not follow {}", header.base_sequence, producer.next);
+                return Err(Refusal::new(Reason::SequenceGap, text));
+            }
+            producer.next = producer.next.advance(header.record_count);
+            producer.stored.insert(key, base);
+        }
+        let mut stored = BytesMut::from(batch);
+        stamp(&mut stored, Offset::new(base), 1);
+        let stored = stored.freeze();
+        let header = BatchHeader::parse(&stored).expect("a verified batch");
+        self.batches.push((header, stored));
+        Ok((base, false))
+    }
+
+    /// Stores a batch of records whose values are their offsets.
+    pub(crate) fn append_plain(&mut self, count: usize) {
+        let mut builder = BatchBuilder::new(BatchOptions::default());
+        let base = self.end();
+        for offset in base..base + count as u64 {
+            let value = offset.to_string();
+            builder.push::<&str, &[u8]>(7, None, Some(value.as_bytes()), &[]).expect("room");
+        }
+        let batch = builder.build(ProducerState::NONE);
+        let header = BatchHeader::parse(&batch).expect("a built batch");
+        self.append(&header, &batch).expect("no sequence to break");
+    }
+
+    /// The first batch that reaches `offset` or beyond.
+    pub(crate) fn batch_at(&self, offset: u64) -> Option<(u64, Bytes)> {
+        let found = self.batches.iter().find(|(header, _)| header.next_offset().get() > offset);
+        found.map(|(header, batch)| (header.next_offset().get(), batch.clone()))
+    }
+
+    pub(crate) fn values(&self) -> Vec<String> {
+        let read = |(_, batch): &(BatchHeader, Bytes)| records(batch.clone()).expect("sound").collect::<Vec<_>>();
+        let value = |record: busbar_proto::batch::RecordView| record.value.map(|value| value.to_vec());
+        let all = self.batches.iter().flat_map(read).map(|record| value(record.expect("sound")).unwrap_or_default());
+        all.map(|value| String::from_utf8(value).expect("text")).collect()
+    }
+}

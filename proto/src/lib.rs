@@ -1,0 +1,33 @@
+//! Busbar's words: the newtypes, limits, errors, record batch codec and gRPC contracts that broker and client
+//! share. Pure: no clock, no I/O, no task is ever started here.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`ids`] | who: nodes, topics, partitions, groups, producers |
+//! | [`offset`] | where: record offsets, raft indexes, terms |
+//! | [`limits`] | every cap that a peer or a user can run into |
+//! | [`error`] | the reasons an operation can fail, by what the caller can do |
+//! | [`batch`] | the RecordBatch v2 codec |
+//! | [`v1`], [`peer`] | generated gRPC code |
+
+pub mod batch;
+pub mod error;
+pub mod ids;
+pub mod limits;
+pub mod offset;
+
+/// The public protocol, `busbar.v1`.
+#[allow(missing_docs, clippy::all, clippy::disallowed_methods, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("busbar.v1");
+}
+
+/// The protocol between brokers, `busbar.peer.v1`.
+#[allow(missing_docs, clippy::all, clippy::disallowed_methods, unreachable_pub)]
+pub mod peer {
+    tonic::include_proto!("busbar.peer.v1");
+}
+
+pub use error::{Reason, Refusal};
+pub use ids::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, Sequence, TopicId, TopicName};
+pub use offset::{LogIndex, LogPosition, Offset, Term};

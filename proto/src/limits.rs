@@ -1,0 +1,34 @@
+//! Every cap that a peer or a user can run into, in one place. A limit that two parts must agree on is related
+//! to the other by a const assertion here, so that changing one alone does not compile.
+
+/// Bytes of a topic name.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Partitions of one topic.
+pub const PARTITIONS_PER_TOPIC_MAX: u32 = 10_000;
+/// Topics of a cluster.
+pub const TOPICS_MAX: usize = 10_000;
+/// Replicas of one partition.
+pub const REPLICAS_MAX: u32 = 7;
+/// Bytes of one record batch on the wire, header included: the default of a topic.
+pub const BATCH_BYTES_DEFAULT: u32 = 1 << 20;
+/// The largest that a topic may raise it to.
+pub const BATCH_BYTES_MAX: u32 = 8 << 20;
+/// Bytes that the sequencer gathers into one raft entry, unless a single batch is larger.
+pub const ENTRY_BYTES_TARGET: usize = 1 << 20;
+/// Records in one batch.
+pub const BATCH_RECORDS_MAX: u32 = 1 << 20;
+/// Bytes that a reader unfolds a compressed records section to.
+pub const RECORDS_BYTES_MAX: usize = 64 << 20;
+/// One gRPC message in either direction.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of an envelope's attributes, keys and values together.
+pub const ENVELOPE_BYTES_MAX: usize = 4 << 10;
+/// Bytes of one raft entry's payload in a journal or segment frame.
+pub const ENTRY_BYTES_MAX: usize = 12 << 20;
+/// Frames that one append request between brokers carries at most, in bytes of payload (one entry may exceed it).
+pub const APPEND_BYTES_TARGET: usize = 1 << 20;
+
+const _: () = assert!(BATCH_BYTES_DEFAULT <= BATCH_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX as usize <= RECORDS_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX as usize + ENTRY_BYTES_TARGET < ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX);
