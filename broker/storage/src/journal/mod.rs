@@ -5,6 +5,7 @@
 //! begins with; `scan` walks frames; `recovery` rebuilds everything from what the files hold.
 
 pub(crate) mod batch;
+pub(crate) mod direct;
 pub(crate) mod header;
 pub(crate) mod recovery;
 pub(crate) mod replay;
