@@ -65,7 +65,7 @@ pub(crate) enum Kind {
     Seal = 12,
     /// Last frame of a sealed segment.
     Footer = 13,
-    /// Filler up to a block boundary, written by direct I/O.
+    /// Filler up to a block boundary, for direct I/O.
     Pad = 14,
 }
 

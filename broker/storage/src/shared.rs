@@ -80,6 +80,7 @@ impl Group {
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) syncs: AtomicU64,
+    pub(crate) direct_writes: AtomicU64,
     pub(crate) journal_bytes: AtomicU64,
     pub(crate) frames: AtomicU64,
     pub(crate) retired_bytes: AtomicU64,
@@ -165,6 +166,7 @@ impl Core {
         let stats = &self.stats;
         EngineStats {
             syncs: stats.syncs.load(Relaxed),
+            direct_writes: stats.direct_writes.load(Relaxed),
             journal_bytes: stats.journal_bytes.load(Relaxed),
             frames: stats.frames.load(Relaxed),
             files: self.ring.len() as u64,

@@ -124,6 +124,8 @@ pub type FlushCallback = Box<dyn FnOnce(Result<(), std::io::Error>) + Send>;
 pub struct EngineStats {
     /// Durable flushes of the journal.
     pub syncs: u64,
+    /// Those of them that went past the page cache: one trip to the disk instead of a write and a sync.
+    pub direct_writes: u64,
     /// Bytes written to the journal.
     pub journal_bytes: u64,
     /// Frames written to the journal.

@@ -1,57 +1,59 @@
-//! Writing a small batch past the page cache, durable when the write returns: one trip to the disk instead of two.
+//! Writing a small batch past the page cache, durable when the write returns: one trip to the disk instead of two,
+//! and no page to read first when the cache has dropped it.
 //!
-//! Such writes begin and end at block boundaries and come from aligned memory. The block that the journal ends in is
-//! therefore written again with each batch, with the same bytes in front of the new ones, and zeros behind.
-//!
-//! Invariant: used only while everything in front of the batch is durable. Rewriting the last block can then tear
-//! nothing that was acknowledged: its sectors are rewritten with the bytes they hold.
+//! Such a write begins and ends at a block boundary and comes from aligned memory. The writer fills the batch up to
+//! the boundary with a frame of its own ([`crate::frame::Kind::Pad`]), so a block that holds something durable is
+//! never written again: a write that tears can't touch what was acknowledged.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use crate::frame::{HEADER, Head, Kind};
+use crate::types::GroupId;
 use crate::vfs::VfsFile;
 
 /// Unit and alignment of direct I/O.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 /// Larger batches go through the page cache: their cost is the bytes, not the trips.
-pub(crate) const DIRECT_MAX: usize = 64 << 10;
+const DIRECT_MAX: usize = 64 << 10;
 
-/// A file opened for direct writes, and the bytes of the block the journal ends in.
+/// A frame of `size` bytes that says nothing; at most a header more than a block.
+pub(crate) fn pad_of(size: u64) -> (Head, Bytes) {
+    let zeros = Bytes::from_static(&[0; BLOCK as usize]).slice(..size as usize - HEADER);
+    let (len, payload_crc) = (zeros.len() as u32, crc32fast::hash(&zeros));
+    (Head { len, payload_crc, ..Head::bare(Kind::Pad, GroupId::default()) }, zeros)
+}
+
+/// A file opened for direct writes, and aligned memory to write from.
 pub(crate) struct Direct {
     file: Arc<dyn VfsFile>,
     memory: Vec<u8>,
     /// Where the aligned part of `memory` begins.
     base: usize,
-    /// The journal's end as of the last write here; the bytes of its last block in front of it are in memory.
-    end: Option<u64>,
 }
 
 impl Direct {
     pub(crate) fn new(file: Arc<dyn VfsFile>) -> Direct {
-        let memory = vec![0; DIRECT_MAX + 3 * BLOCK];
-        let base = memory.as_ptr().align_offset(BLOCK).min(BLOCK);
-        Direct { file, memory, base, end: None }
+        let memory = vec![0; DIRECT_MAX + BLOCK as usize];
+        let base = memory.as_ptr().align_offset(BLOCK as usize).min(BLOCK as usize);
+        Direct { file, memory, base }
     }
 
-    /// Writes `slices` at `pos`, durably. `buffered` is the same file, to read the block in front of `pos` from.
-    pub(crate) fn write(&mut self, buffered: &dyn VfsFile, slices: &[IoSlice<'_>], pos: u64) -> io::Result<()> {
-        let head = (pos % BLOCK as u64) as usize;
-        let start = pos - head as u64;
+    /// True when a batch of `len` bytes at `pos` can and should go this way.
+    pub(crate) fn takes(pos: u64, len: usize) -> bool {
+        len <= DIRECT_MAX && pos.is_multiple_of(BLOCK) && (len as u64).is_multiple_of(BLOCK)
+    }
+
+    /// Writes `slices` at `pos`, durably; [`Direct::takes`] said that it can.
+    pub(crate) fn write(&mut self, slices: &[IoSlice<'_>], pos: u64) -> io::Result<()> {
         let buf = &mut self.memory[self.base..];
-        if self.end.take() != Some(pos) && buffered.read_at(&mut buf[..head], start)? != head {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let mut at = head;
+        let mut at = 0;
         for slice in slices {
             buf[at..at + slice.len()].copy_from_slice(slice);
             at += slice.len();
         }
-        let whole = at.next_multiple_of(BLOCK);
-        buf[at..whole].fill(0);
-        self.file.write_at(&[IoSlice::new(&buf[..whole])], start)?;
-        let last = at / BLOCK * BLOCK;
-        buf.copy_within(last..at, 0);
-        self.end = Some(start + at as u64);
-        Ok(())
+        self.file.write_at(&[IoSlice::new(&buf[..at])], pos)
     }
 }

@@ -2,7 +2,8 @@
 //! everything that waits.
 //!
 //! `writer` turns queued operations into frames and syncs; `ring` says which file is next; `header` is what a file
-//! begins with; `scan` walks frames; `recovery` rebuilds everything from what the files hold.
+//! begins with; `direct` writes small batches past the page cache; `scan` walks frames;
+//! `recovery` rebuilds everything from what the files hold.
 
 pub(crate) mod batch;
 pub(crate) mod direct;

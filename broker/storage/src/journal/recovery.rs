@@ -340,7 +340,9 @@ impl Recovery<'_> {
                     self.note_damaged(c, pos, &read.head);
                 }
             }
-            self.report.clean = read.head.kind == Kind::Opened && read.head.flavour == 1;
+            if read.head.kind != Kind::Pad {
+                self.report.clean = read.head.kind == Kind::Opened && read.head.flavour == 1;
+            }
             if read.head.kind == Kind::Seal {
                 self.report.bytes += scanner.read_bytes();
                 return Ok(None);

@@ -87,8 +87,8 @@ impl Replay {
         payload: Option<&[u8]>,
     ) -> Result<(), String> {
         let head = &read.head;
-        let is_entry = matches!(head.kind, Kind::Entry | Kind::Carried);
-        if payload.is_none() && !is_entry {
+        let can_miss = matches!(head.kind, Kind::Entry | Kind::Carried | Kind::Pad);
+        if payload.is_none() && !can_miss {
             return Err(format!("a {:?} frame of group {} has lost its content", head.kind, head.group));
         }
         let state = self.state.get_or_insert_default();

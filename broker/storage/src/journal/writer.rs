@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::batch::{Batch, Effect, Finished, Moved, Placed};
-use super::direct::{DIRECT_MAX, Direct};
+use super::direct::{BLOCK, Direct, pad_of};
 use super::header::FileHeader;
 use super::recovery::file_name;
 use super::ring::JournalFile;
@@ -361,7 +361,7 @@ impl Writer {
         let Some(spare) = self.core.ring.take_spare(urgent) else { return Ok(false) };
         if self.active.is_some() {
             self.encode(&Head::bare(Kind::Seal, GroupId::default()), &Bytes::new());
-            self.flush(true)?;
+            self.write_out(true)?;
         }
         self.generation += 1;
         let snapshot = self.written.encode();
@@ -398,20 +398,45 @@ impl Writer {
         active.direct = self.core.vfs.open_direct(&path).map(Direct::new);
     }
 
+    /// Fills the batch up to a block boundary, so that it, or the next one, can be written directly. Never into the
+    /// room that the seal needs.
+    fn pad(&mut self) {
+        let Some(active) = self.active.as_ref().filter(|active| active.direct.is_some()) else { return };
+        let (pos, seal) = (active.pos, size_of(0));
+        if self.batch.bytes == 0 || pos.is_multiple_of(BLOCK) {
+            return;
+        }
+        let end = (pos + size_of(0)).next_multiple_of(BLOCK);
+        if end + seal > active.file.bytes {
+            return;
+        }
+        let (head, zeros) = pad_of(end - pos);
+        self.encode(&head, &zeros);
+    }
+
     /// Writes the batch, and syncs and completes everything written so far when asked to.
     fn flush(&mut self, sync: bool) -> io::Result<()> {
+        if sync {
+            self.pad();
+        }
+        self.write_out(sync)
+    }
+
+    fn write_out(&mut self, sync: bool) -> io::Result<()> {
         let Some(active) = &mut self.active else { return Ok(()) };
         if self.batch.bytes > 0 {
             let slices = self.batch.slices();
-            let file = &*active.file.file;
+            let (start, len) = (self.batch.start, self.batch.bytes);
             match &mut active.direct {
-                Some(direct) if sync && active.synced == self.batch.start && self.batch.bytes <= DIRECT_MAX => {
+                // Only behind what is durable: the frame chain must not get a hole.
+                Some(direct) if sync && active.synced == start && Direct::takes(start, len) => {
                     let began = Instant::now();
-                    direct.write(file, &slices, self.batch.start)?;
+                    direct.write(&slices, start)?;
                     active.synced = active.pos;
                     self.core.stats.note_sync(began.elapsed());
+                    self.core.stats.direct_writes.fetch_add(1, Relaxed);
                 }
-                _ => file.write_at(&slices, self.batch.start)?,
+                _ => active.file.file.write_at(&slices, start)?,
             }
             let stats = &self.core.stats;
             stats.journal_bytes.fetch_add(self.batch.bytes as u64, Relaxed);

@@ -395,6 +395,7 @@ fn crash_behind_every_single_change(direct_io: bool) {
     }
     let stats = world.engine().stats();
     assert!(stats.retired_bytes > 0 && stats.carried_bytes > 0, "{stats:?}");
+    assert_eq!(stats.direct_writes > 0, direct_io, "{stats:?}");
     world.crash_everywhere(2);
 }
 
