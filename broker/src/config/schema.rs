@@ -49,7 +49,7 @@ schema! {
         /// Size of one journal file; files are zero-filled once and recycled.
         journal_file_bytes: ByteSize = ByteSize::mib(64), min ByteSize::mib(16);
         /// Journal files at most. With their size it bounds what a restart reads.
-        journal_files_max: u32 = 8, min 2;
+        journal_files_max: u32 = 8, min 4;
         /// Size at which a partition's segment is closed; retention removes whole segments.
         segment_bytes: ByteSize = ByteSize::mib(128), min ByteSize::mib(1);
         /// Memory of the whole node for the newest records of all partitions, from which tail readers are served.

@@ -17,7 +17,8 @@ pub enum Drive {
 /// Sizes and paces of a [`crate::LogEngine`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
-    /// Size of one journal file. Default 32 MiB, at least 64 KiB, a multiple of 4 KiB. An entry may take a quarter.
+    /// Size of one journal file. Default 32 MiB, at least 64 KiB, a multiple of 4 KiB. An entry may take
+    /// three quarters; the rest is for the groups' states at the file's head.
     pub file_bytes: u64,
     /// Journal files the ring starts with. Default 2, at least 1.
     pub files_min: usize,
@@ -99,6 +100,6 @@ impl LogOptions {
 
     /// Largest payload of one entry, in bytes.
     pub fn max_payload_bytes(&self) -> usize {
-        usize::try_from(self.file_bytes / 4).unwrap_or(usize::MAX)
+        usize::try_from(self.file_bytes / 4 * 3).unwrap_or(usize::MAX)
     }
 }

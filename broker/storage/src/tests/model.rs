@@ -357,6 +357,25 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Entries of up to the limit, so that a file holds hardly more than one.
+    #[test]
+    fn the_largest_entries_with_a_crash_anywhere(
+        calls in proptest::collection::vec(calls(3, small().max_payload_bytes() + 1), 1..60),
+        crashes in proptest::collection::vec((any::<u16>(), any::<u64>()), 6),
+        direct_io: bool,
+    ) {
+        let mut world = World::new(LogOptions { direct_io, ..small() });
+        calls.iter().for_each(|call| world.call(call));
+        for (at, seed) in crashes {
+            world.crash(at as usize % (world.vfs.trace_len() + 1), Loss::Some(seed));
+        }
+        world.call(&Call::Reopen);
+    }
+}
+
 /// Every prefix of the file operations of a run that appends, votes, cuts, purges, rolls, retires, carries, removes.
 #[test]
 fn a_crash_behind_every_single_change() {
