@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use busbar_machine::catalog::Catalog;
 use busbar_proto::{GroupId, NodeId, peer::JoinRequest};
 use busbar_storage::{LogEngine, LogOptions, OpenError, vfs::real::RealVfs};
-use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -105,11 +104,8 @@ impl Node {
         let calls = Arc::new(Calls::default());
         let membership = find_membership(&config, &folder, &listeners, &calls).await?;
         let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&folder.state())?);
-        let identity = Arc::new(Identity {
-            cluster: config.cluster.name.clone(),
-            incarnation: RwLock::new(membership.incarnation.clone()),
-            node: membership.node,
-        });
+        let identity =
+            Arc::new(Identity::new(config.cluster.name.clone(), membership.incarnation.clone(), membership.node));
         let addresses = Arc::new(AddressBook::default());
         for (node, address) in &membership.peers {
             addresses.insert(*node, address.clone());
@@ -196,13 +192,19 @@ impl Node {
         &self.broker
     }
 
-    /// Resolves when the disk has failed in a way that the process must not outlive; the text says how. Cancel safe.
+    /// Resolves when something has happened that the process must not outlive: the disk has failed, or the cluster has
+    /// removed this node. The text says what. Cancel safe.
     pub async fn wait_fatal(&self) -> String {
-        let mut fatal = self.fatal.clone();
-        let failed = fatal.wait_for(Option::is_some).await;
-        match failed {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let told = |mut reason: watch::Receiver<Option<String>>| async move {
+            match reason.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            disk = told(self.fatal.clone()) => disk,
+            removed = told(self.broker.expelled()) => removed,
         }
     }
 

@@ -171,6 +171,17 @@ impl ProcessCluster {
         node.ready().await
     }
 
+    /// Starts a node that must not run: waits until it has ended by itself. How it ended, and the end of its log.
+    ///
+    /// # Errors
+    /// It runs already, or goes on running.
+    pub async fn restart_in_vain(&mut self, id: u64) -> anyhow::Result<(ExitStatus, String)> {
+        let node = self.node_mut(id)?;
+        node.spawn()?;
+        let status = node.wait().await?;
+        Ok((status, node.log_tail()))
+    }
+
     /// Starts all nodes that don't run, together: none may be ready before a majority of them is there.
     ///
     /// # Errors

@@ -120,6 +120,11 @@ pub(crate) fn forget_below(store: &dyn StateStore, group: GroupId, index: u64) -
     }
 }
 
+/// Deletes the checkpoint at `index`.
+pub(crate) fn forget(store: &dyn StateStore, group: GroupId, index: u64) -> Result<(), StateError> {
+    store.delete_range(key(group, index)..=key(group, index))
+}
+
 /// Deletes every checkpoint of a group.
 pub(crate) fn forget_all(store: &dyn StateStore, group: GroupId) -> Result<(), StateError> {
     store.delete_range(all(group))

@@ -14,6 +14,7 @@ pub mod log_store;
 pub mod machine;
 pub mod network;
 pub mod registry;
+pub mod runtime;
 pub mod shared;
 pub mod state_machine;
 #[cfg(test)]

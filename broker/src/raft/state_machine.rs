@@ -35,8 +35,13 @@ use crate::env::{StateStore, Tasks};
 
 /// Entries between two checkpoints: bounds what a restart replays.
 const CHECKPOINT_ENTRIES: u64 = 20_000;
-/// Growth of the log, in bytes, between two checkpoints: bounds how far retention lags behind its limit.
+/// Growth of the log, in bytes, between two checkpoints, at most; half a segment, if that is less. A segment can be
+/// unlinked once a checkpoint behind it is stored: this bounds how far retention lags behind its limit.
 const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
+
+/// Checkpoints kept of one group. Beyond that the older half is thinned out: a log that is never trimmed must not
+/// gather them without end, and one that is trimmed late only lags a little more.
+const CHECKPOINTS_MAX: usize = 64;
 
 /// Where a group's checkpoints stand. Shared with the upkeep that asks for a purge.
 pub(crate) struct Checkpoints {
@@ -99,6 +104,11 @@ impl Checkpoints {
         rows.push(row.at);
         rows.sort_unstable_by_key(LogId::index);
         rows.dedup();
+        let dropped = thin_out(&mut rows);
+        drop(rows);
+        for at in dropped {
+            checkpoint::forget(&*self.store, self.group, at.index()).map_err(io::Error::other)?;
+        }
         Ok(())
     }
 
@@ -119,6 +129,21 @@ impl Checkpoints {
     }
 }
 
+/// Takes every second row out of the older half when there are too many; never the first, which may be the log's start.
+fn thin_out(rows: &mut Vec<LogId>) -> Vec<LogId> {
+    if rows.len() <= CHECKPOINTS_MAX {
+        return Vec::new();
+    }
+    let older = rows.len() / 2;
+    let all = std::mem::take(rows);
+    let mut dropped = Vec::new();
+    for (n, at) in all.into_iter().enumerate() {
+        let kept = n >= older || n.is_multiple_of(2);
+        if kept { &mut *rows } else { &mut dropped }.push(at);
+    }
+    dropped
+}
+
 /// The last index up to which this replica's own checkpoints may be believed: what is durable, or was and is purged.
 fn durable_end(log: &GroupLog) -> Option<u64> {
     log.durable_index().max(log.state().purged.map(|at| at.index))
@@ -133,6 +158,8 @@ pub struct StateMachine {
     membership: StoredMembership,
     checkpointed: u64,
     checkpointed_bytes: u64,
+    /// Growth of the log that makes a checkpoint due.
+    checkpoint_bytes: u64,
 }
 
 /// The parts that [`StateMachine::open`] needs.
@@ -150,6 +177,14 @@ impl StateMachine {
         let StateMachineParts { group, store, log, tasks, shared } = parts;
         let rows = checkpoint::load(&*store, group, durable_end(&log)).map_err(io::Error::other)?;
         let newest = rows.last().cloned();
+        if let (None, Some(purged)) = (&newest, log.state().purged) {
+            return Err(io::Error::other(format!(
+                "the log begins behind entry {}, and the checkpoint for that is missing or damaged: the state folder \
+                 does not belong to this log, or was deleted. Drain and remove this node from another one, then join \
+                 again with an empty data folder",
+                purged.index
+            )));
+        }
         if let Some(row) = &newest {
             shared.restore(&row.state, row.installed).map_err(io::Error::other)?;
         }
@@ -169,6 +204,7 @@ impl StateMachine {
             shared,
             checkpointed: applied.map_or(0, |at| at.index()),
             checkpointed_bytes: checkpoints.log.size_bytes(),
+            checkpoint_bytes: CHECKPOINT_LOG_BYTES.min(checkpoints.log.segment_bytes() / 2),
             checkpoints,
             mark_floor,
             applied,
@@ -189,7 +225,7 @@ impl StateMachine {
     fn checkpoint_if_due(&mut self, at: LogId, all_trimmed: bool) {
         let bytes = self.checkpoints.log.size_bytes();
         let due = at.index() - self.checkpointed >= CHECKPOINT_ENTRIES
-            || bytes.saturating_sub(self.checkpointed_bytes) >= CHECKPOINT_LOG_BYTES
+            || bytes.saturating_sub(self.checkpointed_bytes) >= self.checkpoint_bytes
             || all_trimmed;
         // Purging shrinks the log: follow it down, or growth would be measured from a stale peak.
         self.checkpointed_bytes = self.checkpointed_bytes.min(bytes);
@@ -284,8 +320,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<CheckpointBuilder> {
         let checkpoints = self.checkpoints.clone();
         if force {
-            // Only openraft's start-up repair and its storage suite force; the row may lie beyond the log then.
-            let at = self.applied?;
+            // Only openraft's start-up repair and its storage suite force; the row may lie beyond the log then. The
+            // suite also forces with nothing applied and a purged log, which `open` refuses.
+            let purged = checkpoints.log.state().purged.map(convert::from_position);
+            let at = self.applied.max(purged)?;
             let beyond = checkpoints.log.durable_index() < Some(at.index());
             return Some(CheckpointBuilder { checkpoints, row: self.checkpoint_now(at, beyond), stored: false });
         }
@@ -316,5 +354,23 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         Ok(self.checkpoints.current()?.as_ref().map(snapshot_of))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_of_a_log_that_is_never_trimmed_are_bounded_and_stay_spread() {
+        let mut rows = Vec::new();
+        for index in 1..=10_000 {
+            rows.push(convert::log_id(1, index));
+            let dropped = thin_out(&mut rows);
+            assert!(dropped.iter().all(|at| !rows.contains(at)));
+            assert!(rows.len() <= CHECKPOINTS_MAX && rows[0].index() == 1 && rows.last().unwrap().index() == index);
+        }
+        let newer: Vec<u64> = rows[rows.len() / 2..].iter().map(LogId::index).collect();
+        assert!(newer.windows(2).all(|pair| pair[1] == pair[0] + 1), "the newer half is complete: {newer:?}");
     }
 }

@@ -7,7 +7,7 @@ use busbar_proto::{GroupId, NodeId, Offset, PartitionId, ProducerId, Reason, Ref
 use busbar_storage::LogEngine;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{cluster::Cluster, leaders::Leaders};
 use crate::{
@@ -98,6 +98,11 @@ impl Broker {
     /// This node.
     pub fn node(&self) -> NodeId {
         self.parts.identity.node
+    }
+
+    /// Follows whether the cluster has removed this node; the text is for the operator.
+    pub fn expelled(&self) -> watch::Receiver<Option<String>> {
+        self.parts.identity.expelled()
     }
 
     /// The configuration.

@@ -37,19 +37,21 @@ impl Broker {
     fn state(&self, replica: &Replica) -> v1::ReplicaState {
         let now = self.clock().now();
         let leadership = replica.group().leadership();
+        // A new leader counts once it knows what is committed: before, its high watermark may be an old one.
+        let is_leader = replica.require_leading().is_ok();
         let (log_start, high_watermark) = replica.bounds();
-        let lags = if leadership.is_self { replica.group().lags() } else { Vec::new() };
+        let lags = if is_leader { replica.group().lags() } else { Vec::new() };
         let near = lags.iter().filter(|lag| lag.entries <= IN_SYNC_ENTRIES && self.leaders().is_alive(lag.node, now));
         let in_sync: BTreeSet<u64> = near.map(|lag| lag.node.get()).chain([self.node().get()]).collect();
         v1::ReplicaState {
             topic_id: Bytes::copy_from_slice(replica.topic().as_bytes()),
             partition: replica.partition().get(),
-            is_leader: leadership.is_self,
+            is_leader,
             leader: leadership.leader.map_or(0, NodeId::get),
             epoch: leadership.term.get(),
             log_start: log_start.get(),
             high_watermark: high_watermark.get(),
-            in_sync: if leadership.is_self { in_sync.into_iter().collect() } else { Vec::new() },
+            in_sync: if is_leader { in_sync.into_iter().collect() } else { Vec::new() },
             lag: lags.iter().map(|lag| v1::ReplicaLag { node: lag.node.get(), entries: lag.entries }).collect(),
             last_index: replica.group().log().state().last.map_or(0, |last| last.index),
         }

@@ -44,6 +44,10 @@ impl PeerHooks for Hooks {
         Box::pin(async move { Ok(broker(&cell)?.cluster().propose(command).await?.encode()) })
     }
 
+    fn is_removed(&self, node: NodeId) -> bool {
+        self.0.get().is_some_and(|broker| broker.cluster().read(|catalog| catalog.is_removed(node)))
+    }
+
     fn join(&self, request: JoinRequest) -> BoxFuture<'static, Result<JoinResponse, Refusal>> {
         let cell = self.0.clone();
         Box::pin(async move { join(&*broker(&cell)?, request).await })

@@ -291,7 +291,7 @@ impl Inner {
     /// Moves the start; returns freed cache bytes, or `None` when it already was there.
     pub(crate) fn purge(&mut self, upto: Position) -> Option<usize> {
         let first = upto.index.checked_add(1)?;
-        if self.now.started && first <= self.now.first {
+        if self.now.started && (first < self.now.first || (first == self.now.first && self.now.purged.is_some())) {
             return None;
         }
         if !self.now.started {

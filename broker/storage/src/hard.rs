@@ -125,7 +125,7 @@ impl HardState {
 
     fn purge(&mut self, upto: Position) -> Option<()> {
         let first = upto.index.checked_add(1)?;
-        if self.started && first <= self.first {
+        if self.started && (first < self.first || (first == self.first && self.purged.is_some())) {
             return Some(());
         }
         self.purged = Some(upto);

@@ -202,6 +202,11 @@ impl GroupLog {
         journal + self.group.history.size_bytes(&self.core, &self.group).unwrap_or(0)
     }
 
+    /// Size at which a segment of this log is closed.
+    pub fn segment_bytes(&self) -> u64 {
+        self.core.options.segment_bytes
+    }
+
     /// The segments, oldest first. What is still in the journal is not part of it. Reads a little from disk the first
     /// time; an unreadable segment ends the list.
     pub fn oldest_segments(&self) -> Vec<SegmentInfo> {

@@ -7,15 +7,17 @@
 //!
 //! Deterministic: the same calls and seeds give the same states.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::disk::{Change, Disk, Inode};
 use crate::vfs::{Open, Vfs, VfsFile, VfsLock};
+
+mod disk;
 
 /// Unsynced writes survive or vanish in units of this many bytes.
 const SECTOR: usize = 512;
@@ -31,65 +33,6 @@ pub enum Loss {
     Some(u64),
     /// Everything is there but the end of the last write, cut at this many bytes.
     TornLast(usize),
-}
-
-type Inode = u64;
-
-/// One recorded change.
-#[derive(Clone, Debug)]
-enum Change {
-    Create(PathBuf, Inode),
-    Write(Inode, u64, Bytes),
-    SetLen(Inode, u64),
-    Sync(Inode),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
-    MakeDir(PathBuf),
-    RemoveDir(PathBuf),
-    SyncDir(PathBuf),
-    SyncAll,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Disk {
-    names: BTreeMap<PathBuf, Inode>,
-    dirs: BTreeSet<PathBuf>,
-    files: HashMap<Inode, Vec<u8>>,
-}
-
-impl Disk {
-    fn write(&mut self, inode: Inode, pos: u64, bytes: &[u8]) {
-        let file = self.files.entry(inode).or_default();
-        let end = pos as usize + bytes.len();
-        if file.len() < end {
-            file.resize(end, 0);
-        }
-        file[pos as usize..end].copy_from_slice(bytes);
-    }
-
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Create(path, inode) => {
-                self.names.insert(path.clone(), *inode);
-                self.files.entry(*inode).or_default();
-            }
-            Change::Write(inode, pos, bytes) => self.write(*inode, *pos, bytes),
-            Change::SetLen(inode, len) => self.files.entry(*inode).or_default().resize(*len as usize, 0),
-            Change::Rename(from, to) => {
-                if let Some(inode) = self.names.remove(from) {
-                    self.names.insert(to.clone(), inode);
-                }
-            }
-            Change::Remove(path) => drop(self.names.remove(path)),
-            Change::MakeDir(path) => drop(self.dirs.insert(path.clone())),
-            Change::RemoveDir(path) => drop(self.dirs.remove(path)),
-            Change::Sync(_) | Change::SyncDir(_) | Change::SyncAll => {}
-        }
-    }
-
-    fn used(&self) -> u64 {
-        self.names.values().filter_map(|inode| self.files.get(inode)).map(|file| file.len() as u64).sum()
-    }
 }
 
 #[derive(Debug, Default)]

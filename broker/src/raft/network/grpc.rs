@@ -27,6 +27,8 @@ pub trait PeerHooks: Send + Sync + 'static {
     fn leaders(&self, node: NodeId, report: Leaders);
     /// A node forwards a catalog command.
     fn forward(&self, command: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>>;
+    /// Whether a node was removed from the cluster for good, as far as is known here.
+    fn is_removed(&self, node: NodeId) -> bool;
     /// A new node wants to join.
     fn join(&self, request: JoinRequest) -> BoxFuture<'static, Result<JoinResponse, Refusal>>;
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
-use super::{AddressBook, Identity, PROTOCOL};
+use super::{AddressBook, Identity, NODE_REMOVED, PROTOCOL};
 use crate::env::Tasks;
 
 /// Frames queued towards the peer; each append stream has its own byte window above this.
@@ -224,6 +224,9 @@ impl Link {
             Some(Frame { body: Some(Body::Hello(_)), .. }) => Ok((sender, replies)),
             Some(Frame { body: Some(Body::Failed(failed)), .. }) => {
                 tracing::error!(peer = %peer, %address, reason = failed.message, "the peer refuses this node");
+                if failed.reason == NODE_REMOVED {
+                    identity.expelled.send_replace(Some(failed.message.clone()));
+                }
                 Err(failed.message)
             }
             _ => Err("the peer did not say hello".to_owned()),

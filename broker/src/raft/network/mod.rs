@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use busbar_proto::NodeId;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
 use self::link::{Lane, Link, LinkOptions};
 use crate::env::Tasks;
@@ -26,6 +27,8 @@ use crate::env::Tasks;
 pub(crate) const WINDOW_BYTES: usize = 8 << 20;
 /// Unanswered requests likewise; the receiver queues as many.
 pub(crate) const WINDOW_REQUESTS: usize = 64;
+/// Reason of a refused hello: the node was removed from the cluster. It must end.
+pub(crate) const NODE_REMOVED: &str = "NODE_REMOVED";
 /// Version of the peer protocol.
 pub(crate) const PROTOCOL: u32 = 1;
 
@@ -38,6 +41,20 @@ pub struct Identity {
     pub incarnation: RwLock<String>,
     /// This node; 0 until it has joined.
     pub node: NodeId,
+    /// What a peer said when it refused us because this node was removed from the cluster.
+    expelled: watch::Sender<Option<String>>,
+}
+
+impl Identity {
+    /// A member as far as it knows.
+    pub fn new(cluster: String, incarnation: String, node: NodeId) -> Self {
+        Self { cluster, incarnation: RwLock::new(incarnation), node, expelled: watch::Sender::new(None) }
+    }
+
+    /// Follows whether a peer has said that this node was removed; the text is for the operator.
+    pub fn expelled(&self) -> watch::Receiver<Option<String>> {
+        self.expelled.subscribe()
+    }
 }
 
 /// Where peers listen. Filled from the configuration, then from the catalog.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Identity, PROTOCOL, WINDOW_REQUESTS, grpc::PeerHooks};
+use super::{Identity, NODE_REMOVED, PROTOCOL, WINDOW_REQUESTS, grpc::PeerHooks};
 use crate::{
     env::Tasks,
     raft::{
@@ -58,28 +58,40 @@ impl<H: PeerHooks> PeerServer<H> {
         &self.hooks
     }
 
-    /// Checks a peer's hello; the text says what is wrong and what to do.
-    pub fn check_hello(&self, hello: &wire::Hello) -> Result<wire::Hello, String> {
+    /// Checks a peer's hello; the refusal names a reason, and says what is wrong and what to do.
+    pub fn check_hello(&self, hello: &wire::Hello) -> Result<wire::Hello, wire::Failed> {
         let ours = &self.identity;
         let incarnation = ours.incarnation.read().clone();
+        let refused = |reason: &str, message| Err(wire::Failed { reason: reason.to_owned(), message });
         if hello.protocol != PROTOCOL {
-            return Err(format!(
+            let message = format!(
                 "node {} speaks peer protocol {}, this node {PROTOCOL}: run one version on all nodes",
                 hello.node, hello.protocol
-            ));
+            );
+            return refused("WRONG_PROTOCOL", message);
         }
         if hello.cluster != ours.cluster {
-            return Err(format!(
+            let message = format!(
                 "node {} belongs to cluster {:?}, this node to {:?}: check cluster.name and the addresses",
                 hello.node, hello.cluster, ours.cluster
-            ));
+            );
+            return refused("WRONG_CLUSTER", message);
         }
         let both_known = !hello.incarnation.is_empty() && !incarnation.is_empty();
         if both_known && hello.incarnation != incarnation {
-            return Err(format!(
+            let message = format!(
                 "node {} holds the data of another cluster of the same name ({:?}): start it with an empty data folder",
                 hello.node, hello.cluster
-            ));
+            );
+            return refused("WRONG_CLUSTER", message);
+        }
+        if self.hooks.is_removed(NodeId::new(hello.node)) {
+            let message = format!(
+                "node {} was removed from the cluster, and its id is not used again: let it join with an empty data \
+                 folder, as a new node",
+                hello.node
+            );
+            return refused(NODE_REMOVED, message);
         }
         Ok(wire::Hello { cluster: ours.cluster.clone(), incarnation, node: ours.node.get(), protocol: PROTOCOL })
     }
@@ -92,10 +104,10 @@ impl<H: PeerHooks> PeerServer<H> {
         let Some(Ok(Frame { body: Some(Body::Hello(hello)), .. })) = input.next().await else { return };
         let answer = match self.check_hello(&hello) {
             Ok(ours) => Body::Hello(ours),
-            Err(message) => {
-                tracing::error!(peer = hello.node, reason = message, "refusing a peer");
-                let body = Body::Failed(wire::Failed { reason: "WRONG_CLUSTER".to_owned(), message });
-                drop(output.send(Frame { body: Some(body), ..Frame::default() }).await);
+            Err(failed) => {
+                tracing::error!(peer = hello.node, reason = failed.message, "refusing a peer");
+                let body = Some(Body::Failed(failed));
+                drop(output.send(Frame { body, ..Frame::default() }).await);
                 return;
             }
         };

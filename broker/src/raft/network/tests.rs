@@ -17,7 +17,6 @@ use openraft::{
     network::{NetStreamAppend as _, NetVote as _, RPCOption, RaftNetworkFactory as _},
     raft::{AppendEntriesRequest, VoteRequest},
 };
-use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
@@ -82,7 +81,7 @@ async fn links(script: Script, reply_deadline: Duration) -> Arc<Links> {
     let address = listener.local_addr().unwrap().to_string();
     let server = Server::builder().add_service(GrpcServer::new(ScriptedPeer(script)));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let identity = Identity { cluster: "test".into(), incarnation: RwLock::default(), node: NodeId::new(1) };
+    let identity = Identity::new("test".into(), String::new(), NodeId::new(1));
     let addresses = AddressBook::default();
     addresses.insert(PEER, address);
     let links = Arc::new(Links::new(Arc::new(identity), Arc::new(addresses), Tasks::new(), reply_deadline));

@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::active::Active;
 use super::header::{BLOCK, FileHeader, Parsed, SNAPSHOT_AT, VERSION};
 use super::replay::Replay;
 use super::ring::{JournalFile, Spare};
 use super::scan::{Found, Scanner, look_behind};
-use super::writer::Active;
 use crate::error::OpenError;
 use crate::frame::{Kind, Place, u32_at};
 use crate::group::Inner;

@@ -17,38 +17,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::active::Active;
 use super::batch::{Batch, Effect, Finished, Moved, Placed};
-use super::direct::{BLOCK, Direct, pad_of};
+use super::direct::Direct;
 use super::header::FileHeader;
 use super::recovery::file_name;
 use super::ring::JournalFile;
-use crate::frame::{Head, Kind, Place, crc_of, size_of};
+use crate::frame::{Head, Kind, crc_of, size_of};
 use crate::group::Slot;
 use crate::hard::Snapshot;
 use crate::queue::{Op, Pending, copy_of};
 use crate::shared::{Core, Group};
 use crate::types::{GroupId, Position};
-
-/// Where the writer stands.
-pub(crate) struct Active {
-    pub(crate) file: Arc<JournalFile>,
-    pub(crate) place: Place,
-    /// Where the next frame goes.
-    pub(crate) pos: u64,
-    /// Header crc of the last frame.
-    pub(crate) prev: u32,
-    /// Everything below is durable.
-    pub(crate) synced: u64,
-    /// For small batches, where the file system can do that.
-    pub(crate) direct: Option<Direct>,
-}
-
-impl Active {
-    /// True when not even the smallest frame fits in front of the seal.
-    pub(crate) fn is_full(&self) -> bool {
-        self.pos + 2 * size_of(0) > self.file.bytes
-    }
-}
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -398,20 +378,13 @@ impl Writer {
         active.direct = self.core.vfs.open_direct(&path).map(Direct::new);
     }
 
-    /// Fills the batch up to a block boundary, so that it, or the next one, can be written directly. Never into the
-    /// room that the seal needs.
+    /// Fills the batch up to a block boundary, so that it, or the next one, can be written directly.
     fn pad(&mut self) {
-        let Some(active) = self.active.as_ref().filter(|active| active.direct.is_some()) else { return };
-        let (pos, seal) = (active.pos, size_of(0));
-        if self.batch.bytes == 0 || pos.is_multiple_of(BLOCK) {
-            return;
+        if self.batch.bytes > 0
+            && let Some((head, zeros)) = self.active.as_ref().and_then(Active::padding)
+        {
+            self.encode(&head, &zeros);
         }
-        let end = (pos + size_of(0)).next_multiple_of(BLOCK);
-        if end + seal > active.file.bytes {
-            return;
-        }
-        let (head, zeros) = pad_of(end - pos);
-        self.encode(&head, &zeros);
     }
 
     /// Writes the batch, and syncs and completes everything written so far when asked to.
