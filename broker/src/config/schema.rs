@@ -48,7 +48,7 @@ schema! {
     log: Log {
         /// Size of one journal file; files are zero-filled once and recycled.
         journal_file_bytes: ByteSize = ByteSize::mib(64), min ByteSize::mib(16);
-        /// Journal files at most. With their size it bounds what a restart reads.
+        /// Journal files at most (one more while nothing can be freed). With their size it bounds what a restart reads.
         journal_files_max: u32 = 8, min 4;
         /// Size at which a partition's segment is closed; retention removes whole segments.
         segment_bytes: ByteSize = ByteSize::mib(128), min ByteSize::mib(1);
