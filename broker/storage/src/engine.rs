@@ -27,7 +27,7 @@ use crate::options::{Drive, LogOptions};
 use crate::queue::{Op, Pending};
 use crate::shared::Core;
 use crate::types::{EngineStats, GroupId};
-use crate::upkeep::{Upkeep, new_file};
+use crate::upkeep::{Upkeep, at_once, new_file};
 use crate::vfs::{Vfs, VfsLock};
 
 /// Who does the work.
@@ -79,7 +79,7 @@ impl LogEngine {
         let mut found = recover(&*vfs, &journal, options.file_bytes, !folders.is_empty())?;
         let full = found.active.as_ref().is_none_or(|active| active.is_full());
         if full && found.spares.is_empty() {
-            let spare = new_file(&*vfs, &journal, found.next_slot, options.file_bytes);
+            let spare = new_file(&*vfs, &journal, found.next_slot, options.file_bytes, &mut at_once);
             found.spares.push_back(spare.map_err(OpenError::io("create a journal file in", &journal))?);
             found.next_slot += 1;
         }

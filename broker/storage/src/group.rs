@@ -344,9 +344,9 @@ impl Inner {
         self.durable_next = self.durable_next.max(next);
     }
 
-    /// Everything up to the segment end is durable in segments.
+    /// Everything up to the segment end is durable in segments. Of no account when the group was removed meanwhile.
     pub(crate) fn retired(&mut self, end: SegmentEnd) {
-        if end.last.index < self.now.first {
+        if self.removed || end.last.index < self.now.first {
             return;
         }
         assert!(

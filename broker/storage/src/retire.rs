@@ -33,6 +33,8 @@ use crate::vfs::read_vec;
 /// With more groups than this in a file, each group's run is made as long as the sealed files allow: one longer run
 /// is cheaper than several short ones. With fewer, the next file is free sooner without.
 const FEW_GROUPS: usize = 16;
+/// What a step is divided by when there is time: the journal's next sync waits for the disk that much less.
+const QUIET_STEP_PART: u64 = 4;
 /// Bytes carried in one operation.
 const CARRY_STEP: usize = 1 << 20;
 
@@ -113,8 +115,7 @@ impl Upkeep {
             if core.ring.is_stopping() {
                 return Err(closed());
             }
-            // Fewer, larger syncs when speed counts more than smoothness.
-            let step = core.options.retire_step_bytes as u64 * if core.ring.is_pressed() { 2 } else { 1 };
+            let step = self.step_bytes(ahead);
             let room = step.saturating_sub(self.touched.bytes).max(1);
             let Some(run) = self.read_run(group, from, end, room)? else { return Ok(()) };
             from += run.len() as u64;
@@ -124,6 +125,16 @@ impl Upkeep {
             }
         }
         Ok(())
+    }
+
+    /// Fewer, larger syncs when speed counts more than smoothness, or when each covers many files anyway.
+    fn step_bytes(&self, many_files: bool) -> u64 {
+        let step = self.core.options.retire_step_bytes as u64;
+        match self.core.ring.is_hurried() {
+            true => 2 * step,
+            false if many_files => step,
+            false => (step / QUIET_STEP_PART).max(1),
+        }
     }
 
     /// Makes what was written to segments durable, and has the journal say so.
@@ -140,6 +151,9 @@ impl Upkeep {
         self.core.stats.retired_bytes.fetch_add(touched.bytes, Relaxed);
         for (group, end) in touched.ends {
             let inner = group.inner.lock();
+            if inner.removed {
+                continue;
+            }
             let pending = Pending::new(&group, Op::Retired(end), inner.epoch);
             self.core.queue.push_urgent(pending).map_err(|_| closed())?;
         }
@@ -150,7 +164,8 @@ impl Upkeep {
     fn read_run(&self, group: &Group, from: u64, end: u64, step: u64) -> io::Result<Option<Vec<(Head, Bytes)>>> {
         let (mut frames, mut bytes): (Vec<(Head, Bytes)>, u64) = (Vec::new(), 0);
         let mut next = from;
-        while next < end && bytes < step {
+        // Gaps between entries count for the length of a read, not for the step: its rest is not worth reading for.
+        while next < end && bytes < step / 4 * 3 + 1 {
             let run = Run::plan(&self.core, &group.inner.lock(), next, end, step - bytes);
             let Some(run) = run else { break };
             match run.read(group) {
@@ -182,10 +197,7 @@ impl Upkeep {
         while ring.is_short(options) {
             self.add_file()?;
         }
-        if !ring.is_pressed() {
-            let rest = took * (100 - options.retire_duty_percent) / options.retire_duty_percent;
-            ring.wait(rest.min(Duration::from_millis(200)));
-        }
+        self.core.rest_after(took);
         self.rested += began.elapsed();
         Ok(())
     }

@@ -18,12 +18,15 @@ use crate::group::Inner;
 use crate::hard::Snapshot;
 use crate::journal::batch::Effect;
 use crate::journal::ring::Ring;
-use crate::options::LogOptions;
+use crate::options::{Drive, LogOptions};
 use crate::queue::{Queue, copy_of};
 use crate::segment::{History, OpenSegments};
 use crate::types::{EngineStats, GroupId};
 use crate::upkeep::Job;
 use crate::vfs::Vfs;
+
+/// Longest rest of the background between two steps.
+const REST_MAX: Duration = Duration::from_millis(200);
 
 /// What a fatal error is reported to: called once, from an engine thread.
 pub type FatalHook = Box<dyn Fn(&str) + Send + Sync>;
@@ -158,6 +161,15 @@ impl Core {
             let mut gone = Inner::default();
             gone.removed = true;
             self.add_job(Job::Remove(self.make_group(*id, gone)));
+        }
+    }
+
+    /// Background work has just kept the disk busy for `took`: leaves it to the journal for a while, unless the ring
+    /// is short of files.
+    pub(crate) fn rest_after(&self, took: Duration) {
+        let duty = self.options.retire_duty_percent;
+        if self.options.drive != Drive::Manual && !self.ring.is_stopping() && !self.ring.is_hurried() {
+            self.ring.wait((took * (100 - duty) / duty).min(REST_MAX));
         }
     }
 

@@ -19,8 +19,10 @@ use crate::shared::{Core, Group};
 use crate::types::FlushCallback;
 use crate::vfs::{Open, Vfs};
 
-/// Bytes of zeros between two syncs of a new file.
+/// Bytes of zeros between two syncs of a new file, when the ring is short of files.
 const ZERO_STEP: u64 = 4 << 20;
+/// The same when there is time: the journal's next sync waits for the disk that much less.
+const ZERO_STEP_QUIET: u64 = 512 << 10;
 /// After a failure nothing is tried for so long.
 const BACK_OFF: Duration = Duration::from_millis(500);
 
@@ -115,13 +117,19 @@ impl Upkeep {
 
     /// Adds a zero-filled file to the ring.
     pub(crate) fn add_file(&self) -> io::Result<()> {
-        let began = Instant::now();
+        let mut worked = Duration::ZERO;
+        let mut pace = |took| {
+            worked += took;
+            self.core.rest_after(took);
+            if self.core.ring.is_hurried() { ZERO_STEP } else { ZERO_STEP_QUIET }
+        };
         let slot = self.core.ring.new_slot();
         let dir = self.core.journal_dir();
-        let spare = new_file(&*self.core.vfs, &dir, slot, self.core.options.file_bytes).inspect_err(|_| {
-            let _ = self.core.vfs.remove_file(&dir.join(file_name(slot)).with_extension("new"));
-        })?;
-        self.core.ring.note_zeroed(spare.bytes, began.elapsed());
+        let spare =
+            new_file(&*self.core.vfs, &dir, slot, self.core.options.file_bytes, &mut pace).inspect_err(|_| {
+                let _ = self.core.vfs.remove_file(&dir.join(file_name(slot)).with_extension("new"));
+            })?;
+        self.core.ring.note_zeroed(spare.bytes, worked);
         self.core.ring.added(spare);
         self.core.queue.wake();
         Ok(())
@@ -168,20 +176,34 @@ pub(crate) fn ticket() -> (FlushCallback, Receiver<io::Result<()>>) {
     (Box::new(move |result| drop(sender.send(result))), receiver)
 }
 
-/// Creates a journal file full of zeros: rewriting blocks that exist costs a sync no metadata.
-pub(crate) fn new_file(vfs: &dyn Vfs, dir: &Path, slot: u32, bytes: u64) -> io::Result<Spare> {
+/// Creates a journal file full of zeros: rewriting blocks that exist costs a sync no metadata. `pace` is told how long
+/// each step took, may rest, and says how many bytes the next one may have.
+pub(crate) fn new_file(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    slot: u32,
+    bytes: u64,
+    pace: &mut dyn FnMut(Duration) -> u64,
+) -> io::Result<Spare> {
     let path = dir.join(file_name(slot));
     let unfinished = path.with_extension("new");
     let file = vfs.open(&unfinished, Open::Fresh)?;
     let zeros = vec![0; ZERO_STEP.min(bytes) as usize];
-    let mut pos = 0;
+    let (mut pos, mut took) = (0, Duration::ZERO);
     while pos < bytes {
-        let len = ZERO_STEP.min(bytes - pos);
+        let len = pace(took).min(zeros.len() as u64).min(bytes - pos);
+        let began = Instant::now();
         file.write_at(&[IoSlice::new(&zeros[..len as usize])], pos)?;
         file.sync_data()?;
         pos += len;
+        took = began.elapsed();
     }
     vfs.rename(&unfinished, &path)?;
     vfs.sync_dir(dir)?;
     Ok(Spare { slot, bytes, file })
+}
+
+/// A pace that never rests, for a file that somebody waits for.
+pub(crate) fn at_once(_: Duration) -> u64 {
+    ZERO_STEP
 }

@@ -80,3 +80,14 @@ fn a_cut_below_committed_is_a_bug() {
     inner.now.committed = Some(Position { term: 1, index: 2 });
     inner.cut(2);
 }
+
+#[test]
+fn a_group_may_be_removed_while_its_entries_move_into_segments() {
+    let mut inner = Inner::default();
+    inner.push(&[entry(1, 1), entry(2, 1)]);
+    inner.now.committed = Some(Position { term: 1, index: 2 });
+    inner.clear();
+    let last = Position { term: 1, index: 2 };
+    inner.retired(SegmentEnd { first: 1, bytes: 4096, last, mark: 2, first_mark: 1, max_time_ms: 0, chain: 0 });
+    assert!(inner.removed && inner.now.segment.is_none());
+}

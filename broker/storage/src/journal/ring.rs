@@ -12,7 +12,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -26,6 +26,14 @@ const FAIR_MAX: Duration = Duration::from_millis(50);
 
 /// The writer takes one, and one must remain.
 const SPARES_TO_TURN: usize = 2;
+/// How much more time than emptying one file takes there should be until the next turn; less is pressing.
+const TURN_SLACK: u64 = 8;
+/// Bytes of a file emptied per second, as long as that was never measured.
+const EMPTIED_GUESS: u64 = 32 << 20;
+/// Over so long the rate is measured at which the active file fills.
+const FILL_WINDOW: Duration = Duration::from_millis(200);
+/// How long after the writer was held back there is no resting.
+const HELD_BACK_COUNTS: Duration = Duration::from_secs(1);
 /// One is written, one is emptied, two wait: with fewer files the ring stops at each turn.
 const FILES_TO_TURN: usize = 4;
 
@@ -74,11 +82,29 @@ struct State {
     stopping: bool,
     /// Files with which the writer would not have had to wait.
     wish: usize,
+    /// Since when, and bytes written since then: the window of `fill_rate`.
+    window: Option<(Instant, u64)>,
+    /// Bytes per second that go into the journal: at once when it grows, slowly when it falls.
+    fill_rate: u64,
+    /// When the writer last had to wait, or to slow down.
+    held_back: Option<Instant>,
 }
 
 impl State {
     fn files(&self) -> usize {
         self.spares.len() + self.sealed.len() + usize::from(self.active.is_some())
+    }
+
+    fn note_fill(&mut self, bytes: u64) {
+        let now = Instant::now();
+        let (since, sum) = self.window.get_or_insert((now, 0));
+        *sum += bytes;
+        let took = now - *since;
+        if took >= FILL_WINDOW {
+            let latest = rate(*sum, took);
+            self.fill_rate = latest.max((self.fill_rate * 3 + latest) / 4);
+            self.window = Some((now, 0));
+        }
     }
 
     /// The cushion to strive for; a small ring cannot have a large one.
@@ -87,6 +113,7 @@ impl State {
     }
 
     fn wait(&mut self) {
+        self.held_back = Some(Instant::now());
         if !std::mem::replace(&mut self.waiting, true) {
             self.wish = self.files() + 1;
         }
@@ -163,7 +190,8 @@ impl Ring {
     /// How far the active file is filled, in bytes.
     pub(crate) fn set_fill(&self, bytes: u64) {
         let before = self.fill.swap(bytes, Ordering::Relaxed);
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.note_fill(bytes.saturating_sub(before));
         if let Some(active) = &state.active {
             let half = active.bytes / 2;
             if before < half && bytes >= half {
@@ -214,11 +242,37 @@ impl Ring {
         self.state.lock().files()
     }
 
-    /// True when the writer waits, or soon will: no resting then.
+    /// True when the writer waits, or the next turn would leave the ring without a spare.
     pub(crate) fn is_pressed(&self) -> bool {
         let state = self.state.lock();
         let filling = state.active.as_ref().is_some_and(|f| self.fill.load(Ordering::Relaxed) > f.bytes / 2);
         state.waiting || (filling && state.spares.len() < SPARES_TO_TURN)
+    }
+
+    /// True when it is pressed and has no time to lose: no resting then. At the rate it goes there is not much more
+    /// time until the next turn than making room for it takes, or the writer is held back already.
+    pub(crate) fn is_hurried(&self) -> bool {
+        if !self.is_pressed() {
+            return false;
+        }
+        let state = self.state.lock();
+        let Some(active) = state.active.as_ref().filter(|_| !state.waiting) else { return true };
+        if state.held_back.is_some_and(|at| at.elapsed() < HELD_BACK_COUNTS) {
+            return true;
+        }
+        let left = active.bytes.saturating_sub(self.fill.load(Ordering::Relaxed));
+        let emptied = match self.emptied_per_second.load(Ordering::Relaxed) {
+            0 => EMPTIED_GUESS,
+            rate => rate,
+        };
+        // left / fill_rate < TURN_SLACK * bytes / emptied
+        u128::from(left) * u128::from(emptied)
+            < u128::from(TURN_SLACK) * u128::from(active.bytes) * u128::from(state.fill_rate)
+    }
+
+    /// The writer was made to write more slowly than it could: see [`Ring::fair_time`].
+    pub(crate) fn note_held_back(&self) {
+        self.state.lock().held_back = Some(Instant::now());
     }
 
     /// True when a new file should be made before anything else.

@@ -170,8 +170,11 @@ impl Writer {
         self.flush(self.batch.sync || due)?;
         self.note_stall(!room);
         if wait && room {
-            let fair = self.core.ring.fair_time(bytes);
-            std::thread::park_timeout(fair.saturating_sub(began.elapsed()));
+            let hold = self.core.ring.fair_time(bytes).saturating_sub(began.elapsed());
+            if !hold.is_zero() {
+                self.core.ring.note_held_back();
+                std::thread::park_timeout(hold);
+            }
         }
         Ok(if room || progressed { Step::Busy } else { Step::NoRoom })
     }
