@@ -123,8 +123,22 @@ impl Cluster {
         known
     }
 
+    /// The addresses of all nodes of the cluster; the bootstrap list until they are known.
+    pub(crate) fn members(&self) -> Vec<Address> {
+        let nodes = self.nodes.lock();
+        match nodes.by_id.is_empty() {
+            true => self.bootstrap.clone(),
+            false => nodes.by_id.values().cloned().collect(),
+        }
+    }
+
     pub(crate) fn prefer(&self, address: &Address) {
         self.nodes.lock().preferred = Some(address.clone());
+    }
+
+    /// This one does not answer: calls begin with another, unless another was preferred meanwhile.
+    pub(crate) fn avoid(&self, address: &Address) {
+        self.nodes.lock().preferred.take_if(|preferred| preferred == address);
     }
 
     /// The next call begins with any node.

@@ -170,6 +170,12 @@ pub enum SendError {
         /// How many there are.
         partitions: u32,
     },
+    /// The topic was deleted, whether or not there is another of its name by now.
+    #[error("topic {topic:?} was deleted: build another producer once there is a topic of that name")]
+    TopicGone {
+        /// The topic.
+        topic: String,
+    },
 }
 
 /// `try_send` did not take the record.
@@ -208,6 +214,13 @@ pub enum DeliveryError {
         /// What the last attempt met.
         last: Refusal,
     },
+    /// The topic was deleted, whether or not there is another of its name by now. If an attempt had stored the
+    /// record, it went with the topic.
+    #[error("not stored: topic {topic:?} was deleted; build another producer once there is a topic of that name")]
+    TopicGone {
+        /// The topic.
+        topic: String,
+    },
     /// The producer was closed or dropped before the record was sent: not stored.
     #[error("not stored: the producer was dropped before it was sent; call close() to deliver what is queued")]
     Closed,
@@ -218,6 +231,7 @@ impl DeliveryError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Rejected(refusal) => refusal.reason.is_retryable() || refusal.reason == Reason::DeadlineExceeded,
+            Self::TopicGone { .. } => false,
             Self::Unknown { .. } | Self::Closed => true,
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     pool,
     producer::{
         link::{Correlation, Link, Outgoing},
-        shard::{Finished, Place, Shard},
+        shard::{Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
         window::{Identity, LinkId},
@@ -47,6 +47,11 @@ use crate::{
 
 /// A broker that calls a deadline passed while we have this much time left has another clock.
 const CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+/// A leader that leaves a batch unanswered for this long may be frozen: other nodes are asked who leads, and again
+/// as long as it stays silent. Its stream is kept until one of them names another, or the answer timeout is over.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+const DOUBT_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bounds that the core itself applies.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +79,8 @@ pub(crate) struct Core {
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     skewed: AtomicBool,
     closed: AtomicBool,
+    /// The topic is gone, and everything that was queued for it has been told.
+    gone: AtomicBool,
 }
 
 impl Core {
@@ -97,6 +104,7 @@ impl Core {
             identifying: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             cluster,
             topic,
             options,
@@ -143,6 +151,9 @@ impl Core {
         }
         if self.is_closed() {
             return Err(SendError::Closed);
+        }
+        if self.gone.load(Ordering::Acquire) {
+            return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
         }
         let begins = shard.batcher.begins_batch();
         let pushed = shard.batcher.push(record, timestamp_ms, held_bytes, || self.cluster.env.now());
@@ -202,6 +213,7 @@ impl Core {
             self.identify();
         }
         self.alarm.set(shard.window.wake_at(self.options.answer_timeout));
+        self.alarm.set(shard.window.sent_at().map(|sent| (sent + DOUBT_AFTER).max(now + DOUBT_AGAIN)));
         // A window that is closed now is opened by news, not by time: only the deadline matters then.
         self.alarm.set(shard.batcher.wake_at(if shard.window.may_admit() { shard.window.len() } else { usize::MAX }));
     }
@@ -278,6 +290,7 @@ impl Core {
         tracing::debug!(%node, partition = %shard.partition, reason = refusal.reason.as_str(), "publish refused");
         match refusal.reason {
             Reason::NotLeader => self.topic.hint(shard.partition, node, refusal.leader),
+            Reason::NoLeader => self.topic.doubt(),
             Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
             _ => {}
         }
@@ -309,6 +322,7 @@ impl Core {
         for shard in &self.shards {
             let mut shard = shard.lock();
             if shard.window.link_lost(id, now, self.cluster.env.random()) {
+                self.topic.doubt();
                 shard.last = Some(cause.clone());
                 self.pump(&mut shard, now);
             }
@@ -331,14 +345,18 @@ impl Core {
     fn sweep(self: &Arc<Self>) {
         self.alarm.begin_sweep();
         let now = self.cluster.env.now();
-        let replaced = self.topic.view().replaced;
-        let place = Place { topic: &self.topic.name, replaced };
+        if self.topic.view().gone {
+            return self.give_up();
+        }
         for shard in &self.shards {
             let mut finished = Vec::new();
             let overdue = {
                 let mut shard = shard.lock();
-                shard.expired(now, place, &mut finished);
+                shard.expired(now, &self.topic.name, &mut finished);
                 self.pump(&mut shard, now);
+                if shard.window.overdue(now, DOUBT_AFTER).is_some() {
+                    self.topic.doubt();
+                }
                 shard.window.overdue(now, self.options.answer_timeout).and(shard.link.clone())
             };
             if let Some(link) = overdue {
@@ -361,13 +379,24 @@ impl Core {
         receipts
     }
 
+    /// The topic is gone: nothing is stored any more, and everybody who waits is told now.
+    fn give_up(&self) {
+        // Before the round: a record that comes behind us is refused under its shard's lock.
+        self.gone.store(true, Ordering::Release);
+        self.end(Ending::TopicGone { topic: &self.topic.name });
+    }
+
     /// Ends everything at once; what is unfinished is told so.
     pub(crate) fn abandon(&self) {
         self.refuse_records();
         self.tasks.stop();
+        self.end(Ending::Dropped);
+    }
+
+    fn end(&self, ending: Ending<'_>) {
         for shard in &self.shards {
             let mut finished = Vec::new();
-            shard.lock().abandon(&mut finished);
+            shard.lock().abandon(ending, &mut finished);
             self.announce(finished);
         }
     }

@@ -43,11 +43,24 @@ pub(crate) struct Finished {
     pub(crate) records: u32,
 }
 
-/// What is known of a shard's topic, for messages.
+/// Why a producer gives up what it holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) replaced: bool,
+pub(crate) enum Ending<'a> {
+    /// The application dropped it.
+    Dropped,
+    /// Its topic is gone.
+    TopicGone { topic: &'a str },
+}
+
+impl Ending<'_> {
+    fn of(self, uncertain: bool, attempts: u32) -> DeliveryError {
+        match self {
+            Self::Dropped if uncertain => DeliveryError::Unknown { attempts, last: dropped() },
+            Self::Dropped => DeliveryError::Closed,
+            // Wherever it was stored is gone too.
+            Self::TopicGone { topic } => DeliveryError::TopicGone { topic: topic.to_owned() },
+        }
+    }
 }
 
 impl Shard {
@@ -121,30 +134,27 @@ impl Shard {
     }
 
     /// Batches whose delivery deadline has passed, oldest first.
-    pub(crate) fn expired(&mut self, now: Instant, place: Place<'_>, finish: &mut Vec<Finished>) {
+    pub(crate) fn expired(&mut self, now: Instant, topic: &str, finish: &mut Vec<Finished>) {
         for flight in self.window.expired(now) {
             let uncertain = flight.is_uncertain();
-            let refusal = self.expiry(place, if uncertain { "acknowledged" } else { "stored" });
+            let refusal = self.expiry(topic, if uncertain { "acknowledged" } else { "stored" });
             let outcome = failure(uncertain, flight.attempts, refusal);
             finish.push(finished(flight, Err(outcome)));
         }
         for gathered in self.batcher.expired(now) {
-            let refusal = self.expiry(place, "sent");
+            let refusal = self.expiry(topic, "sent");
             finish.push(unsent(gathered, DeliveryError::Rejected(refusal)));
         }
     }
 
-    /// Everything that is left, when the producer is dropped.
-    pub(crate) fn abandon(&mut self, finish: &mut Vec<Finished>) {
+    /// Everything that is left, when the producer ends before it is delivered.
+    pub(crate) fn abandon(&mut self, ending: Ending<'_>, finish: &mut Vec<Finished>) {
         for flight in self.window.drain() {
-            let outcome = match flight.is_uncertain() {
-                true => DeliveryError::Unknown { attempts: flight.attempts, last: dropped() },
-                false => DeliveryError::Closed,
-            };
+            let outcome = ending.of(flight.is_uncertain(), flight.attempts);
             finish.push(finished(flight, Err(outcome)));
         }
         while let Some(gathered) = self.batcher.take() {
-            finish.push(unsent(gathered, DeliveryError::Closed));
+            finish.push(unsent(gathered, ending.of(false, 0)));
         }
     }
 
@@ -153,11 +163,9 @@ impl Shard {
         self.window.flights().map(|flight| &flight.batch.ticket).chain(self.batcher.tickets())
     }
 
-    fn expiry(&self, place: Place<'_>, done: &str) -> Refusal {
+    fn expiry(&self, topic: &str, done: &str) -> Refusal {
         let Self { partition, leader, last, .. } = self;
-        let topic = place.topic;
         let why = match (last, leader) {
-            _ if place.replaced => format!("topic {topic:?} was deleted and created anew; build another producer"),
             (Some(last), _) => format!("last: {last}"),
             (None, None) => "no leader is known; `busbar cluster status` shows why".to_owned(),
             (None, Some(node)) => format!("its leader, node {node}, is slow; raise delivery_timeout or send less"),

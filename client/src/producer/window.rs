@@ -339,6 +339,11 @@ impl<B: Sealed> Window<B> {
         (oldest.since + answer_timeout <= now).then_some(oldest.link)
     }
 
+    /// When the oldest attempt under way was sent.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
+        self.flights.iter().find_map(|flight| flight.under_way).map(|under_way| under_way.since)
+    }
+
     /// When to look again, apart from news.
     pub(crate) fn wake_at(&self, answer_timeout: Duration) -> Option<Instant> {
         let deadline = self.flights.front().map(|flight| flight.deadline);

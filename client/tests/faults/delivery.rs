@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use busbar_client::{DeliveryError, Producer, Reason};
+use busbar_client::{DeliveryError, Producer, Reason, SendError};
 
 use crate::{
     fake::{Cluster, PublishFault, numbers, record},
@@ -220,17 +220,80 @@ async fn a_producer_that_the_broker_forgot_starts_over() {
 }
 
 #[tokio::test]
-async fn a_topic_that_was_replaced_gets_nothing() {
-    let (cluster, client) = Cluster::with_topic(1).await;
-    let builder = client.producer("t").delivery_timeout(Duration::from_millis(500));
-    let producer = builder.build().await.expect("a producer");
-    soon("before", producer.send(record(0)).await.expect("taken")).await.expect("stored");
-    cluster.edit_all(|state| {
-        state.topics.remove("t");
-        state.topics.insert("placeholder".to_owned(), crate::fake::Topic::empty(77));
-    });
-    cluster.create("t", 1);
-    let error = soon("after", producer.send(record(1)).await.expect("taken")).await.expect_err("another topic");
-    assert!(error.has_no_side_effects(), "{error}");
-    assert!(cluster.values(0).is_empty());
+async fn a_deleted_topics_producer_is_told_at_once() {
+    for recreated in [true, false] {
+        // Waiting for the delivery timeout would take longer than the test may.
+        let (cluster, client) = Cluster::with_topic(1).await;
+        let producer =
+            client.producer("t").delivery_timeout(Duration::from_secs(3600)).build().await.expect("a producer");
+        soon("before", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+        cluster.edit_all(|state| state.held = true);
+        let under_way = producer.send(record(1)).await.expect("taken");
+        let queued = producer.send(record(2)).await.expect("taken");
+        cluster.delete();
+        if recreated {
+            cluster.create("t", 1);
+        }
+        for delivery in [under_way, queued] {
+            let error = soon("pending", delivery).await.expect_err("the topic is gone");
+            assert!(matches!(&error, DeliveryError::TopicGone { topic } if topic == "t"), "{error:?}");
+            assert!(error.has_no_side_effects() && !error.is_retryable());
+        }
+        let refused = producer.send(record(3)).await.expect_err("the topic is gone");
+        assert_eq!(refused, SendError::TopicGone { topic: "t".to_owned() });
+        soon("close", producer.close()).await.expect("nothing is left");
+        if recreated {
+            cluster.edit_all(|state| state.held = false);
+            let another = client.producer("t").build().await.expect("a producer of the new topic");
+            soon("anew", another.send(record(4)).await.expect("taken")).await.expect("stored");
+            assert_eq!(cluster.values(0), ["4"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_has_not_heard_of_the_topic_yet_does_not_make_it_gone() {
+    let cluster = Cluster::start(3).await;
+    cluster.create("t", 3);
+    let client = cluster.client().await;
+    let producer = client.producer("t").build().await.expect("a producer");
+    for lagging in [1, 2, 3, 1, 2, 3] {
+        cluster.edit_all(|state| state.lagging = Some(lagging));
+        for partition in 0..3 {
+            let record = record(lagging as usize).partition(partition);
+            soon("send", producer.send(record).await.expect("taken")).await.expect("stored");
+        }
+        // The next node to lag is not the one that is asked now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(cluster.values(0).len(), 6);
+}
+
+#[tokio::test]
+async fn a_frozen_leaders_batches_are_stored_by_the_next_one_at_once() {
+    for watched in [1, 2] {
+        let mut cluster = Cluster::start(3).await;
+        cluster.create("t", 1);
+        // The watch is served by the node that freezes, or by another.
+        let client = busbar_client::Client::connect(cluster.address(watched)).await.expect("it answers");
+        // Shorter than the answer timeout: what is not sent again before that fails.
+        let builder = client.producer("t").batch_bytes(1024).delivery_timeout(Duration::from_secs(8));
+        let producer = builder.build().await.expect("a producer");
+        soon("first", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+        cluster.freeze(1, true);
+        let mut deliveries = Vec::new();
+        for number in 1..500 {
+            deliveries.push(producer.send(record(number)).await.expect("taken"));
+        }
+        cluster.lead(0, 3);
+        let begun = std::time::Instant::now();
+        for delivery in deliveries {
+            soon("delivery", delivery).await.expect("stored");
+        }
+        println!("watching through node {watched}: written again {:?} after the election", begun.elapsed());
+        assert_eq!(cluster.values(0), numbers(500));
+        cluster.freeze(1, false);
+        cluster.kill(2).await;
+        soon("after", producer.send(record(500)).await.expect("taken")).await.expect("stored");
+    }
 }
