@@ -27,6 +27,7 @@
 //! | backpressure | 32 MiB, then `send` waits | [`ProducerBuilder::buffer_bytes`], [`Producer::try_send`] |
 //! | retries with backoff and jitter | for 30 s | [`ProducerBuilder::delivery_timeout`] |
 //! | certainty about failures | rejected or unknown | [`DeliveryError`] |
+//! | the story of every delivery | on | [`DeliveryReport`] |
 //! | discovery, failover | any node, pushed news of leaders | [`Client`] |
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
 //!
@@ -64,6 +65,8 @@ pub use self::{
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     partitioner::partition_of_key,
-    producer::{Delivered, Delivery, Producer, ProducerBuilder, ProducerStats},
+    producer::{
+        Attempt, Delivered, Delivery, DeliveryReport, NextStep, Producer, ProducerBuilder, ProducerStats, Verdict,
+    },
     record::Record,
 };

@@ -34,7 +34,7 @@ use crate::{
     pool,
     producer::{
         link::{Correlation, Link, Outgoing},
-        shard::{Ending, Finished, Shard},
+        shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
         window::{Identity, LinkId},
@@ -183,6 +183,11 @@ impl Core {
         }
     }
 
+    fn clock(&self, now: Instant) -> Clock {
+        let env = &self.cluster.env;
+        Clock { now, now_ms: env.unix_ms(), random: env.random() }
+    }
+
     fn move_on(&self) -> PartitionId {
         let view = self.topic.view();
         self.sticky.move_on(self.partitions(), self.cluster.env.random(), |partition| view.leader(partition))
@@ -199,13 +204,14 @@ impl Core {
         shard.window.tick(now);
         shard.fill_window(now);
         while let Some(link) = self.link_of(shard) {
-            let Some(flight) = shard.window.send(link.id, now) else { break };
+            let partition = shard.partition;
+            let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
-            let correlation = Correlation { partition: shard.partition, attempt: flight.attempt_id() };
+            let correlation = Correlation { partition, attempt: flight.attempt_id() };
             let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadline);
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
-                shard.window.link_lost(link.id, now, self.cluster.env.random());
+                shard.link_lost(link.id, &link.closed(), self.clock(now));
             }
             shard.fill_window(now);
         }
@@ -265,7 +271,7 @@ impl Core {
             Some(Answer::Acknowledged(stored)) => {
                 let mut shard = shard.lock();
                 let base = Offset::new(stored.base_offset);
-                let finished = shard.acknowledged(attempt, base, stored.duplicate, now);
+                let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
                 self.pump(&mut shard, now);
                 finished
             }
@@ -294,7 +300,7 @@ impl Core {
             Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
             _ => {}
         }
-        let finished = shard.refused(attempt, refusal, now, self.cluster.env.random());
+        let finished = shard.refused(attempt, refusal, self.clock(now));
         self.pump(&mut shard, now);
         finished
     }
@@ -321,9 +327,8 @@ impl Core {
         let now = self.cluster.env.now();
         for shard in &self.shards {
             let mut shard = shard.lock();
-            if shard.window.link_lost(id, now, self.cluster.env.random()) {
+            if shard.link_lost(id, &cause, self.clock(now)) {
                 self.topic.doubt();
-                shard.last = Some(cause.clone());
                 self.pump(&mut shard, now);
             }
         }
@@ -352,7 +357,7 @@ impl Core {
             let mut finished = Vec::new();
             let overdue = {
                 let mut shard = shard.lock();
-                shard.expired(now, &self.topic.name, &mut finished);
+                shard.expired(self.clock(now), &mut finished);
                 self.pump(&mut shard, now);
                 if shard.window.overdue(now, DOUBT_AFTER).is_some() {
                     self.topic.doubt();
@@ -383,7 +388,7 @@ impl Core {
     fn give_up(&self) {
         // Before the round: a record that comes behind us is refused under its shard's lock.
         self.gone.store(true, Ordering::Release);
-        self.end(Ending::TopicGone { topic: &self.topic.name });
+        self.end(Ending::TopicGone);
     }
 
     /// Ends everything at once; what is unfinished is told so.
@@ -393,10 +398,11 @@ impl Core {
         self.end(Ending::Dropped);
     }
 
-    fn end(&self, ending: Ending<'_>) {
+    fn end(&self, ending: Ending) {
+        let clock = self.clock(self.cluster.env.now());
         for shard in &self.shards {
             let mut finished = Vec::new();
-            shard.lock().abandon(ending, &mut finished);
+            shard.lock().abandon(ending, clock, &mut finished);
             self.announce(finished);
         }
     }

@@ -9,13 +9,16 @@
 //! | `core` | all partitions, the buffer, the links; who calls whom |
 //! | `link` | one Publish stream |
 //! | `sealed`, `ticket`, `stats` | a batch's bytes, its receipt, the counters |
+//! | `story`, `report` | what happened to a batch, while it happens and told in the end |
 
 mod batcher;
 mod core;
 mod link;
+mod report;
 mod sealed;
 mod shard;
 mod stats;
+pub(crate) mod story;
 mod ticket;
 mod window;
 
@@ -27,9 +30,10 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use self::{
     batcher::BatcherOptions,
     core::{Core, CoreOptions},
-    shard::Shard,
+    shard::{Shard, ShardOptions},
 };
 pub use self::{
+    report::{Attempt, DeliveryReport, NextStep, Verdict},
     stats::ProducerStats,
     ticket::{Delivered, Delivery},
 };
@@ -287,7 +291,9 @@ impl ProducerBuilder {
             delivery_timeout,
         };
         let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout };
-        let core = Core::new(cluster, topic, options, |partition| Shard::new(partition, batching, in_flight));
+        let name = topic.name.clone();
+        let shard_options = ShardOptions { batching, in_flight_max: in_flight };
+        let core = Core::new(cluster, topic, options, |partition| Shard::new(name.clone(), partition, shard_options));
         core.tasks.spawn(Kind::ProducerUpkeep, core.clone().upkeep());
         Ok(Producer { handle: Arc::new(Handle { core, buffer_bytes, batch_bytes_max }) })
     }

@@ -11,9 +11,11 @@ use crate::{
     producer::{
         batcher::{Batcher, BatcherOptions, Gathered},
         link::Link,
+        report::DeliveryReport,
         sealed::SealedBatch,
+        story::{Diary, Epilogue},
         ticket::{Outcome, Stored, Ticket},
-        window::{AttemptId, Flight, Verdict, Window},
+        window::{AttemptId, Flight, LinkId, Verdict, Window},
     },
     retry::BackoffPolicy,
     topic::Route,
@@ -24,6 +26,7 @@ const UNKNOWN_TOPIC_ATTEMPTS: u16 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Shard {
+    pub(crate) topic: Arc<str>,
     pub(crate) partition: PartitionId,
     pub(crate) batcher: Batcher,
     pub(crate) window: Window<SealedBatch>,
@@ -45,29 +48,46 @@ pub(crate) struct Finished {
 
 /// Why a producer gives up what it holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ending<'a> {
+pub(crate) enum Ending {
     /// The application dropped it.
     Dropped,
     /// Its topic is gone.
-    TopicGone { topic: &'a str },
+    TopicGone,
 }
 
-impl Ending<'_> {
-    fn of(self, uncertain: bool, attempts: u32) -> DeliveryError {
+impl Ending {
+    fn told(self, uncertain: bool, report: DeliveryReport) -> DeliveryError {
         match self {
-            Self::Dropped if uncertain => DeliveryError::Unknown { attempts, last: dropped() },
-            Self::Dropped => DeliveryError::Closed,
+            Self::Dropped if uncertain => DeliveryError::Unknown { last: dropped(), report },
+            Self::Dropped => DeliveryError::Closed { report },
             // Wherever it was stored is gone too.
-            Self::TopicGone { topic } => DeliveryError::TopicGone { topic: topic.to_owned() },
+            Self::TopicGone => DeliveryError::TopicGone { report },
         }
     }
 }
 
+/// What time it is, and a random number: all that a step of a shard needs from outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    pub(crate) now: Instant,
+    pub(crate) now_ms: i64,
+    pub(crate) random: u64,
+}
+
+/// Bounds of a shard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShardOptions {
+    pub(crate) batching: BatcherOptions,
+    pub(crate) in_flight_max: usize,
+}
+
 impl Shard {
-    pub(crate) fn new(partition: PartitionId, options: BatcherOptions, in_flight_max: usize) -> Self {
+    pub(crate) fn new(topic: Arc<str>, partition: PartitionId, options: ShardOptions) -> Self {
+        let ShardOptions { batching, in_flight_max } = options;
         Self {
+            topic,
             partition,
-            batcher: Batcher::new(options),
+            batcher: Batcher::new(batching),
             window: Window::new(in_flight_max, BackoffPolicy::default()),
             leader: None,
             link: None,
@@ -80,7 +100,27 @@ impl Shard {
         let Some(route) = route.filter(|route| self.leader != Some(route.leader)) else { return };
         self.leader = Some(route.leader);
         self.link = None;
+        let moved = || format!("node {} leads now", route.leader);
+        self.window.flights_mut().for_each(|flight| flight.batch.diary.unanswered_for(moved, now));
         self.window.leader_moved(route, now);
+    }
+
+    /// The next batch to put on the link; it counts as under way from now on.
+    pub(crate) fn send(&mut self, link: &Link, now: Instant) -> Option<&mut Flight<SealedBatch>> {
+        let flight = self.window.send(link.id, now)?;
+        flight.batch.diary.sent(link.id, link.node, now);
+        Some(flight)
+    }
+
+    /// A stream broke. Whether something was under way on it.
+    pub(crate) fn link_lost(&mut self, link: LinkId, cause: &Refusal, clock: Clock) -> bool {
+        let Clock { now, random, .. } = clock;
+        self.window.flights_mut().for_each(|flight| flight.batch.diary.link_lost(link, &cause.message, now));
+        let lost = self.window.link_lost(link, now, random);
+        if lost {
+            self.last = Some(cause.clone());
+        }
+        lost
     }
 
     /// Moves batches into the window while it has room and they are due.
@@ -102,21 +142,18 @@ impl Shard {
         attempt: AttemptId,
         base: Offset,
         duplicate: bool,
-        now: Instant,
+        clock: Clock,
     ) -> Option<Finished> {
-        let flight = self.window.acknowledged(attempt, now)?;
+        let flight = self.window.acknowledged(attempt, clock.now)?;
         self.last = None;
-        let stored = Stored { partition: self.partition, base, duplicate, attempts: flight.attempts };
-        Some(finished(flight, Ok(stored)))
+        let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
+        let report = diary.stored(base.get(), duplicate, self.epilogue(clock));
+        let stored = Stored { partition: self.partition, base, duplicate, report };
+        Some(Finished { ticket, outcome: Ok(stored), held_bytes, records })
     }
 
-    pub(crate) fn refused(
-        &mut self,
-        attempt: AttemptId,
-        refusal: Refusal,
-        now: Instant,
-        random: u64,
-    ) -> Option<Finished> {
+    pub(crate) fn refused(&mut self, attempt: AttemptId, refusal: Refusal, clock: Clock) -> Option<Finished> {
+        let Clock { now, random, .. } = clock;
         let again = Verdict::Retry { perhaps_stored: false, advice: refusal.retry_after };
         let verdict = match refusal.reason {
             Reason::UnknownTopic | Reason::UnknownPartition if attempt.attempt <= UNKNOWN_TOPIC_ATTEMPTS => again,
@@ -124,37 +161,36 @@ impl Shard {
             Reason::DeadlineExceeded => again,
             _ => Verdict::of(&refusal),
         };
-        let flight = self.window.refused(attempt, verdict, now, random);
-        let finished = flight.map(|flight| {
-            let outcome = failure(flight.is_uncertain(), flight.attempts, refusal.clone());
-            finished(flight, Err(outcome))
-        });
+        if let Some(flight) = self.window.flights_mut().find(|flight| flight.attempt_id() == attempt) {
+            flight.batch.diary.refused(&refusal, now);
+        }
+        let gone = self.window.refused(attempt, verdict, now, random);
+        let finished = gone.map(|flight| self.failed(flight, refusal.clone(), clock));
         self.last = Some(refusal);
         finished
     }
 
     /// Batches whose delivery deadline has passed, oldest first.
-    pub(crate) fn expired(&mut self, now: Instant, topic: &str, finish: &mut Vec<Finished>) {
-        for flight in self.window.expired(now) {
-            let uncertain = flight.is_uncertain();
-            let refusal = self.expiry(topic, if uncertain { "acknowledged" } else { "stored" });
-            let outcome = failure(uncertain, flight.attempts, refusal);
-            finish.push(finished(flight, Err(outcome)));
+    pub(crate) fn expired(&mut self, clock: Clock, finish: &mut Vec<Finished>) {
+        for flight in self.window.expired(clock.now) {
+            let refusal = self.expiry(if flight.is_uncertain() { "acknowledged" } else { "stored" });
+            finish.push(self.failed(flight, refusal, clock));
         }
-        for gathered in self.batcher.expired(now) {
-            let refusal = self.expiry(topic, "sent");
-            finish.push(unsent(gathered, DeliveryError::Rejected(refusal)));
+        for gathered in self.batcher.expired(clock.now) {
+            let refusal = self.expiry("sent");
+            finish.push(self.unsent(gathered, clock, |report| DeliveryError::Rejected { refusal, report }));
         }
     }
 
     /// Everything that is left, when the producer ends before it is delivered.
-    pub(crate) fn abandon(&mut self, ending: Ending<'_>, finish: &mut Vec<Finished>) {
-        for flight in self.window.drain() {
-            let outcome = ending.of(flight.is_uncertain(), flight.attempts);
-            finish.push(finished(flight, Err(outcome)));
+    pub(crate) fn abandon(&mut self, ending: Ending, clock: Clock, finish: &mut Vec<Finished>) {
+        let flights: Vec<_> = self.window.drain().collect();
+        for flight in flights {
+            let uncertain = flight.is_uncertain();
+            finish.push(self.finish(flight, clock, |report| ending.told(uncertain, report)));
         }
         while let Some(gathered) = self.batcher.take() {
-            finish.push(unsent(gathered, ending.of(false, 0)));
+            finish.push(self.unsent(gathered, clock, |report| ending.told(false, report)));
         }
     }
 
@@ -163,8 +199,43 @@ impl Shard {
         self.window.flights().map(|flight| &flight.batch.ticket).chain(self.batcher.tickets())
     }
 
-    fn expiry(&self, topic: &str, done: &str) -> Refusal {
-        let Self { partition, leader, last, .. } = self;
+    fn failed(&self, flight: Flight<SealedBatch>, last: Refusal, clock: Clock) -> Finished {
+        let uncertain = flight.is_uncertain();
+        self.finish(flight, clock, |report| match uncertain {
+            true => DeliveryError::Unknown { last, report },
+            false => DeliveryError::Rejected { refusal: last, report },
+        })
+    }
+
+    fn finish(
+        &self,
+        flight: Flight<SealedBatch>,
+        clock: Clock,
+        error: impl FnOnce(DeliveryReport) -> DeliveryError,
+    ) -> Finished {
+        let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
+        let report = diary.failed(self.epilogue(clock));
+        Finished { ticket, outcome: Err(error(report)), held_bytes, records }
+    }
+
+    fn unsent(
+        &self,
+        gathered: Gathered,
+        clock: Clock,
+        error: impl FnOnce(DeliveryReport) -> DeliveryError,
+    ) -> Finished {
+        let Gathered { builder, ticket, held_bytes, begun, .. } = gathered;
+        let report = Diary::new(begun).failed(self.epilogue(clock));
+        Finished { ticket, outcome: Err(error(report)), held_bytes, records: builder.record_count() }
+    }
+
+    fn epilogue(&self, clock: Clock) -> Epilogue {
+        let Clock { now, now_ms, .. } = clock;
+        Epilogue { topic: self.topic.clone(), partition: self.partition.get(), now, now_ms }
+    }
+
+    fn expiry(&self, done: &str) -> Refusal {
+        let Self { topic, partition, leader, last, .. } = self;
         let why = match (last, leader) {
             (Some(last), _) => format!("last: {last}"),
             (None, None) => "no leader is known; `busbar cluster status` shows why".to_owned(),
@@ -175,23 +246,6 @@ impl Shard {
     }
 }
 
-fn failure(uncertain: bool, attempts: u32, last: Refusal) -> DeliveryError {
-    match uncertain {
-        true => DeliveryError::Unknown { attempts, last },
-        false => DeliveryError::Rejected(last),
-    }
-}
-
 fn dropped() -> Refusal {
     Refusal::new(Reason::OutcomeUnknown, "the producer was dropped before the answer came; call close() first")
-}
-
-fn finished(flight: Flight<SealedBatch>, outcome: Outcome) -> Finished {
-    let SealedBatch { ticket, held_bytes, records, .. } = flight.batch;
-    Finished { ticket, outcome, held_bytes, records }
-}
-
-fn unsent(gathered: Gathered, error: DeliveryError) -> Finished {
-    let Gathered { builder, ticket, held_bytes, .. } = gathered;
-    Finished { ticket, outcome: Err(error), held_bytes, records: builder.record_count() }
 }

@@ -189,6 +189,10 @@ impl<B: Sealed> Window<B> {
         self.flights.iter()
     }
 
+    pub(crate) fn flights_mut(&mut self) -> impl Iterator<Item = &mut Flight<B>> {
+        self.flights.iter_mut()
+    }
+
     /// Whether another batch may be sealed.
     pub(crate) fn may_admit(&self) -> bool {
         self.phase == Phase::Steady && self.hole.is_none() && self.flights.len() < self.in_flight_max
