@@ -20,6 +20,8 @@ pub(crate) struct TopicView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) leader: NodeId,
+    /// Of the metadata that named it; a larger one is a later election.
+    pub(crate) epoch: u64,
     /// Named by a node that refused, not by the metadata. Two nodes that name one another must not make us run
     /// between them: hearsay cuts a backoff short only a few times in a row.
     pub(crate) hinted: bool,
@@ -66,7 +68,7 @@ impl TopicView {
     /// Whom to ask, and whether that is hearsay.
     pub(crate) fn route(&self, partition: PartitionId) -> Option<Route> {
         let known = self.leaders.get(partition.get() as usize).filter(|_| !self.gone)?;
-        known.node.map(|leader| Route { leader, hinted: known.hinted })
+        known.node.map(|leader| Route { leader, epoch: known.epoch, hinted: known.hinted })
     }
 
     /// Whether this is news of our topic, not of a namesake.

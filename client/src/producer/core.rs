@@ -20,7 +20,7 @@ use std::{
 };
 
 use busbar_proto::{
-    NodeId, Offset, PartitionId, ProducerEpoch, ProducerId, Reason, Refusal,
+    NodeId, Offset, PartitionId, Reason, Refusal,
     v1::{self, publish_response::Outcome as Answer},
 };
 use parking_lot::Mutex;
@@ -28,20 +28,20 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     alarm::Alarm,
-    cluster::{Call, Cluster, Repeat},
+    breaker::Failure,
+    cluster::Cluster,
     error::SendError,
     partitioner::{Sticky, partition_of_key},
-    pool,
     producer::{
+        destinations::{Destinations, Guards, Hold, Obstacle, blames_broker},
         link::{Correlation, Link, Outgoing},
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
-        window::{Identity, LinkId},
+        window::LinkId,
     },
     record::Record,
-    retry::{Backoff, BackoffPolicy},
-    task::{Kind, Tasks},
+    task::Tasks,
     watch::TopicWatch,
 };
 
@@ -59,6 +59,7 @@ pub(crate) struct CoreOptions {
     pub(crate) in_flight_max: usize,
     pub(crate) buffer_bytes: usize,
     pub(crate) answer_timeout: Duration,
+    pub(crate) guards: Guards,
 }
 
 #[derive(Debug)]
@@ -69,13 +70,14 @@ pub(crate) struct Core {
     pub(crate) buffer: Semaphore,
     pub(crate) counters: Counters,
     options: CoreOptions,
-    shards: Box<[Mutex<Shard>]>,
+    pub(super) shards: Box<[Mutex<Shard>]>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
+    pub(crate) destinations: Destinations,
     next_link: AtomicU64,
     sticky: Sticky,
     alarm: Alarm,
     /// Somebody is asking for a producer id.
-    identifying: AtomicBool,
+    pub(super) identifying: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     skewed: AtomicBool,
     closed: AtomicBool,
@@ -98,6 +100,7 @@ impl Core {
             counters: Counters::default(),
             shards: (0..partitions).map(|partition| Mutex::new(shard(PartitionId::new(partition)))).collect(),
             links: Mutex::default(),
+            destinations: Destinations::new(options.guards),
             next_link: AtomicU64::new(0),
             sticky: Sticky::new(first),
             alarm: Alarm::new(cluster.env.now()),
@@ -199,11 +202,17 @@ impl Core {
     }
 
     /// Sends what may be sent, and sets the alarm for what may be later.
-    fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
+    pub(super) fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
         shard.follow(self.topic.view().route(shard.partition), now);
         shard.window.tick(now);
         shard.fill_window(now);
-        while let Some(link) = self.link_of(shard) {
+        while let Some((node, again)) = shard.destination() {
+            if let Err(Hold { obstacle, until }) = self.destinations.admit(node, shard.breaker.as_mut(), again, now) {
+                self.hold(shard, obstacle, now);
+                self.alarm.set(Some(until));
+                break;
+            }
+            let link = self.link_of(shard, node);
             let partition = shard.partition;
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
@@ -236,16 +245,19 @@ impl Core {
         }
     }
 
-    /// The link to the shard's leader, if the shard has something to put on it.
-    fn link_of(self: &Arc<Self>, shard: &mut Shard) -> Option<Arc<Link>> {
-        if !shard.window.has_waiting() {
-            return None;
+    fn hold(&self, shard: &mut Shard, obstacle: Obstacle, now: Instant) {
+        if shard.park(obstacle, now) {
+            tracing::debug!(partition = %shard.partition, %obstacle, "held back");
+            self.counters.held(obstacle);
         }
-        let node = shard.leader?;
-        if !shard.link.as_ref().is_some_and(|link| link.node == node && link.is_open()) {
-            shard.link = Some(self.link_to(node));
+    }
+
+    /// The link to the shard's leader.
+    fn link_of(self: &Arc<Self>, shard: &mut Shard, node: NodeId) -> Arc<Link> {
+        match &shard.link {
+            Some(link) if link.node == node && link.is_open() => link.clone(),
+            _ => shard.link.insert(self.link_to(node)).clone(),
         }
-        shard.link.clone()
     }
 
     fn link_to(self: &Arc<Self>, node: NodeId) -> Arc<Link> {
@@ -269,6 +281,9 @@ impl Core {
         let now = self.cluster.env.now();
         let finished = match answer.outcome {
             Some(Answer::Acknowledged(stored)) => {
+                if self.destinations.succeeded(node, now) {
+                    self.alarm.ring(); // Others wait for this one's word.
+                }
                 let mut shard = shard.lock();
                 let base = Offset::new(stored.base_offset);
                 let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
@@ -300,9 +315,20 @@ impl Core {
             Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
             _ => {}
         }
+        let failure = blames_broker(refusal.reason);
+        if let Some(failure) = failure.filter(|&failure| failure == Failure::Soft || shard.is_first_failure()) {
+            self.broker_failed(node, failure, now);
+        }
         let finished = shard.refused(attempt, refusal, self.clock(now));
         self.pump(&mut shard, now);
         finished
+    }
+
+    fn broker_failed(&self, node: NodeId, failure: Failure, now: Instant) {
+        if self.destinations.failed(node, failure, self.clock(now)) {
+            tracing::debug!(%node, "circuit breaker opened");
+            self.counters.breaker_opened();
+        }
     }
 
     fn compare_clocks(&self, shard: &Shard, now: Instant) {
@@ -325,12 +351,19 @@ impl Core {
             }
         }
         let now = self.cluster.env.now();
+        // Once, before anything is sent again: however many partitions it carried, it is one failure.
+        let mut lost = Vec::new();
         for shard in &self.shards {
-            let mut shard = shard.lock();
-            if shard.link_lost(id, &cause, self.clock(now)) {
-                self.topic.doubt();
-                self.pump(&mut shard, now);
+            if shard.lock().link_lost(id, &cause, self.clock(now)) {
+                lost.push(shard);
             }
+        }
+        if !lost.is_empty() {
+            self.topic.doubt();
+            self.broker_failed(node, Failure::Hard, now);
+        }
+        for shard in lost {
+            self.pump(&mut shard.lock(), now);
         }
     }
 
@@ -404,52 +437,6 @@ impl Core {
             let mut finished = Vec::new();
             shard.lock().abandon(ending, clock, &mut finished);
             self.announce(finished);
-        }
-    }
-
-    /// Asks the cluster for a producer id, for every shard that wants one.
-    fn identify(self: &Arc<Self>) {
-        if self.identifying.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let core = self.clone();
-        self.tasks.spawn(Kind::Identify, async move {
-            let identity = core.allocate().await;
-            // Before the round: a shard that comes to want one behind us starts another task.
-            core.identifying.store(false, Ordering::Release);
-            let now = core.cluster.env.now();
-            for shard in &core.shards {
-                let mut shard = shard.lock();
-                if shard.window.needs_identity() {
-                    shard.window.identify(identity);
-                    core.pump(&mut shard, now);
-                }
-            }
-        });
-    }
-
-    async fn allocate(&self) -> Identity {
-        let timeout = self.cluster.request_timeout;
-        let call = Call { what: "allocate a producer id", repeat: Repeat::Safe, timeout };
-        let mut backoff = Backoff::new(BackoffPolicy::default());
-        loop {
-            let ask = |channel| async { pool::broker(channel).allocate_producer(v1::AllocateProducerRequest {}).await };
-            let error = match self.cluster.call(call, ask).await {
-                Ok(answer) => match i16::try_from(answer.producer_epoch) {
-                    Ok(epoch) if answer.producer_id >= 0 && epoch >= 0 => {
-                        let id = ProducerId::new(answer.producer_id);
-                        return Identity { id, epoch: ProducerEpoch::new(epoch) };
-                    }
-                    _ => "a broker gave a negative producer id or an epoch out of range".to_owned(),
-                },
-                Err(error) => error.to_string(),
-            };
-            tracing::debug!(error, "no producer id yet");
-            let last = Refusal::new(Reason::NoLeader, format!("no producer id could be had: {error}"));
-            self.shards.iter().map(Mutex::lock).filter(|shard| shard.window.needs_identity()).for_each(|mut shard| {
-                shard.last = Some(last.clone());
-            });
-            tokio::time::sleep(backoff.failed(self.cluster.env.random(), None)).await;
         }
     }
 

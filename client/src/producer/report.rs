@@ -30,6 +30,7 @@ pub(crate) struct Story {
     pub(crate) offset: Option<u64>,
     pub(crate) begun_ms: i64,
     pub(crate) took: Duration,
+    pub(crate) parked: Duration,
     pub(crate) attempts: Vec<Attempt>,
     pub(crate) total: u32,
 }
@@ -119,6 +120,11 @@ impl DeliveryReport {
         self.0.took
     }
 
+    /// Of that: how long it was held back by a circuit breaker or a spent retry budget, without an attempt.
+    pub fn parked(&self) -> Duration {
+        self.0.parked
+    }
+
     /// The attempts, oldest first. Of many, the first 4 and the last 12 are kept.
     pub fn attempts(&self) -> &[Attempt] {
         &self.0.attempts
@@ -132,7 +138,7 @@ impl DeliveryReport {
 
 impl fmt::Display for DeliveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Story { topic, partition, took, attempts, total, .. } = &*self.0;
+        let Story { topic, partition, took, parked, attempts, total, .. } = &*self.0;
         write!(f, "partition {partition} of {topic:?}: ")?;
         match attempts.first() {
             None => write!(f, "never sent, given up after {took:.1?}")?,
@@ -140,6 +146,9 @@ impl fmt::Display for DeliveryReport {
                 let plural = if *total == 1 { "" } else { "s" };
                 write!(f, "{total} attempt{plural}, {took:.1?} in all, first sent after {:.1?}", first.at)?;
             }
+        }
+        if !parked.is_zero() {
+            write!(f, ", parked for {parked:.1?}")?;
         }
         let mut expected = 1;
         for attempt in attempts {

@@ -7,9 +7,11 @@ use busbar_proto::{NodeId, Offset, PartitionId, Reason, Refusal};
 use tokio::time::Instant;
 
 use crate::{
+    breaker::{Breaker, CircuitBreaker, Failure},
     error::DeliveryError,
     producer::{
         batcher::{Batcher, BatcherOptions, Gathered},
+        destinations::{Obstacle, blames_partition},
         link::Link,
         report::DeliveryReport,
         sealed::SealedBatch,
@@ -33,6 +35,11 @@ pub(crate) struct Shard {
     /// The last known leader; kept while none is known.
     pub(crate) leader: Option<NodeId>,
     pub(crate) link: Option<Arc<Link>>,
+    pub(crate) epoch: u64,
+    /// `None` = not guarded.
+    pub(crate) breaker: Option<Breaker>,
+    /// What keeps it from sending, and since when.
+    pub(crate) parked: Option<(Obstacle, Instant)>,
     /// What the last failure was, for the report of a batch that fails in the end.
     pub(crate) last: Option<Refusal>,
 }
@@ -79,17 +86,22 @@ pub(crate) struct Clock {
 pub(crate) struct ShardOptions {
     pub(crate) batching: BatcherOptions,
     pub(crate) in_flight_max: usize,
+    pub(crate) circuit_breaker: Option<CircuitBreaker>,
+    pub(crate) now: Instant,
 }
 
 impl Shard {
     pub(crate) fn new(topic: Arc<str>, partition: PartitionId, options: ShardOptions) -> Self {
-        let ShardOptions { batching, in_flight_max } = options;
+        let ShardOptions { batching, in_flight_max, circuit_breaker, now } = options;
         Self {
             topic,
             partition,
             batcher: Batcher::new(batching),
             window: Window::new(in_flight_max, BackoffPolicy::default()),
             leader: None,
+            epoch: 0,
+            breaker: circuit_breaker.map(|policy| Breaker::new(policy, now)),
+            parked: None,
             link: None,
             last: None,
         }
@@ -97,7 +109,19 @@ impl Shard {
 
     /// Takes over who leads now; everything under way elsewhere is sent again.
     pub(crate) fn follow(&mut self, route: Option<Route>, now: Instant) {
-        let Some(route) = route.filter(|route| self.leader != Some(route.leader)) else { return };
+        let Some(route) = route else { return };
+        let elected = route.epoch > self.epoch;
+        self.epoch = self.epoch.max(route.epoch);
+        if elected && let Some(breaker) = &mut self.breaker {
+            // What came before the election says nothing of what comes after it.
+            breaker.reset(now);
+        }
+        if self.leader == Some(route.leader) {
+            if elected {
+                self.window.hurry(route);
+            }
+            return;
+        }
         self.leader = Some(route.leader);
         self.link = None;
         let moved = || format!("node {} leads now", route.leader);
@@ -107,9 +131,28 @@ impl Shard {
 
     /// The next batch to put on the link; it counts as under way from now on.
     pub(crate) fn send(&mut self, link: &Link, now: Instant) -> Option<&mut Flight<SealedBatch>> {
+        self.unpark(now);
         let flight = self.window.send(link.id, now)?;
         flight.batch.diary.sent(link.id, link.node, now);
         Some(flight)
+    }
+
+    /// Where the next batch would go, if there is one, and whether that node has had it.
+    pub(crate) fn destination(&self) -> Option<(NodeId, bool)> {
+        let (node, flight) = (self.leader?, self.window.next_waiting()?);
+        Some((node, flight.batch.diary.was_sent_to(node)))
+    }
+
+    /// It may not be sent now. Whether that is news.
+    pub(crate) fn park(&mut self, obstacle: Obstacle, now: Instant) -> bool {
+        let since = self.parked.map_or(now, |(_, since)| since);
+        self.parked.replace((obstacle, since)).is_none()
+    }
+
+    fn unpark(&mut self, now: Instant) {
+        if let Some((_, since)) = self.parked.take() {
+            self.window.waiting_mut().for_each(|flight| flight.batch.diary.parked(since, now));
+        }
     }
 
     /// A stream broke. Whether something was under way on it.
@@ -144,6 +187,9 @@ impl Shard {
         duplicate: bool,
         clock: Clock,
     ) -> Option<Finished> {
+        if let Some(breaker) = &mut self.breaker {
+            breaker.succeeded(clock.now);
+        }
         let flight = self.window.acknowledged(attempt, clock.now)?;
         self.last = None;
         let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
@@ -154,6 +200,11 @@ impl Shard {
 
     pub(crate) fn refused(&mut self, attempt: AttemptId, refusal: Refusal, clock: Clock) -> Option<Finished> {
         let Clock { now, random, .. } = clock;
+        let counts = |&failure: &Failure| failure == Failure::Soft || self.is_first_failure();
+        let failure = blames_partition(refusal.reason).filter(counts);
+        if let (Some(failure), Some(breaker)) = (failure, &mut self.breaker) {
+            breaker.failed(failure, now, random);
+        }
         let again = Verdict::Retry { perhaps_stored: false, advice: refusal.retry_after };
         let verdict = match refusal.reason {
             Reason::UnknownTopic | Reason::UnknownPartition if attempt.attempt <= UNKNOWN_TOPIC_ATTEMPTS => again,
@@ -199,6 +250,11 @@ impl Shard {
         self.window.flights().map(|flight| &flight.batch.ticket).chain(self.batcher.tickets())
     }
 
+    /// Several batches under way that fail together are one failure.
+    pub(crate) fn is_first_failure(&self) -> bool {
+        self.window.is_steady()
+    }
+
     fn failed(&self, flight: Flight<SealedBatch>, last: Refusal, clock: Clock) -> Finished {
         let uncertain = flight.is_uncertain();
         self.finish(flight, clock, |report| match uncertain {
@@ -213,7 +269,8 @@ impl Shard {
         clock: Clock,
         error: impl FnOnce(DeliveryReport) -> DeliveryError,
     ) -> Finished {
-        let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
+        let SealedBatch { ticket, held_bytes, records, mut diary, .. } = flight.batch;
+        self.note_parking(&mut diary, clock.now);
         let report = diary.failed(self.epilogue(clock));
         Finished { ticket, outcome: Err(error(report)), held_bytes, records }
     }
@@ -225,8 +282,16 @@ impl Shard {
         error: impl FnOnce(DeliveryReport) -> DeliveryError,
     ) -> Finished {
         let Gathered { builder, ticket, held_bytes, begun, .. } = gathered;
-        let report = Diary::new(begun).failed(self.epilogue(clock));
+        let mut diary = Diary::new(begun);
+        self.note_parking(&mut diary, clock.now);
+        let report = diary.failed(self.epilogue(clock));
         Finished { ticket, outcome: Err(error(report)), held_bytes, records: builder.record_count() }
+    }
+
+    fn note_parking(&self, diary: &mut Diary, now: Instant) {
+        if let Some((_, since)) = self.parked {
+            diary.parked(since, now);
+        }
     }
 
     fn epilogue(&self, clock: Clock) -> Epilogue {
@@ -235,9 +300,12 @@ impl Shard {
     }
 
     fn expiry(&self, done: &str) -> Refusal {
-        let Self { topic, partition, leader, last, .. } = self;
+        let Self { topic, partition, leader, last, parked, .. } = self;
         let why = match (last, leader) {
-            (Some(last), _) => format!("last: {last}"),
+            (Some(last), _) => match parked {
+                Some((obstacle, _)) => format!("{obstacle}; last: {last}"),
+                None => format!("last: {last}"),
+            },
             (None, None) => "no leader is known; `busbar cluster status` shows why".to_owned(),
             (None, Some(node)) => format!("its leader, node {node}, is slow; raise delivery_timeout or send less"),
         };

@@ -4,7 +4,7 @@
 //! Invariants: at most [`FIRST_KEPT`] + [`LAST_KEPT`] attempts are kept, however many there are; at most one is open,
 //! the last.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use busbar_proto::{NodeId, Refusal};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ pub(crate) struct Diary {
     attempts: Vec<Attempt>,
     total: u32,
     open: Option<Open>,
+    parked: Duration,
 }
 
 /// An attempt under way.
@@ -47,7 +48,7 @@ pub(crate) struct Epilogue {
 
 impl Diary {
     pub(crate) fn new(begun: Instant) -> Self {
-        Self { begun, attempts: Vec::new(), total: 0, open: None }
+        Self { begun, attempts: Vec::new(), total: 0, open: None, parked: Duration::ZERO }
     }
 
     /// Another attempt begins.
@@ -60,6 +61,18 @@ impl Diary {
         }
         self.total = self.total.saturating_add(1);
         self.open = Some(Open { link, node, sent: now });
+    }
+
+    /// It was held back since then, as far as it was there.
+    pub(crate) fn parked(&mut self, since: Instant, now: Instant) {
+        let ended = self.attempts.last().map_or(self.begun, |last| self.begun + last.at + last.took);
+        self.parked += now.saturating_duration_since(since.max(ended));
+    }
+
+    /// Whether that node has had it.
+    pub(crate) fn was_sent_to(&self, node: NodeId) -> bool {
+        self.open.is_some_and(|open| open.node == node)
+            || self.attempts.iter().any(|attempt| attempt.node == node.get())
     }
 
     /// The broker refused it.
@@ -110,8 +123,8 @@ impl Diary {
         }
         let took = now.saturating_duration_since(self.begun);
         let begun_ms = now_ms.saturating_sub(i64::try_from(took.as_millis()).unwrap_or(i64::MAX));
-        let Self { attempts, total, .. } = self;
-        DeliveryReport::new(Story { topic, partition, offset, begun_ms, took, attempts, total })
+        let Self { attempts, total, parked, .. } = self;
+        DeliveryReport::new(Story { topic, partition, offset, begun_ms, took, parked, attempts, total })
     }
 
     fn close(&mut self, now: Instant, verdict: impl FnOnce() -> Verdict) {
@@ -136,8 +149,6 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use busbar_proto::Reason;
     use proptest::prelude::*;
 

@@ -217,9 +217,19 @@ impl<B: Sealed> Window<B> {
         self.next_sequence = sequence.advance(records);
     }
 
-    /// Whether [`Self::send`] would give something.
-    pub(crate) fn has_waiting(&self) -> bool {
-        self.phase == Phase::Steady && self.flights.back().is_some_and(|flight| flight.under_way.is_none())
+    /// Whether nothing has failed since the last pause was over.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.phase == Phase::Steady
+    }
+
+    /// What [`Self::send`] would give.
+    pub(crate) fn next_waiting(&self) -> Option<&Flight<B>> {
+        self.flights.iter().find(|flight| flight.under_way.is_none()).filter(|_| self.phase == Phase::Steady)
+    }
+
+    /// What is not under way.
+    pub(crate) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Flight<B>> {
+        self.flights.iter_mut().filter(|flight| flight.under_way.is_none())
     }
 
     /// The next batch to put on `link`; it counts as under way from now on.
@@ -292,6 +302,11 @@ impl<B: Sealed> Window<B> {
     pub(crate) fn leader_moved(&mut self, route: Route, now: Instant) {
         self.flights.iter_mut().filter(|flight| flight.under_way.is_some()).for_each(|flight| flight.land(false));
         self.settle(now);
+        self.hurry(route);
+    }
+
+    /// There was an election: a pause is over, unless it is hearsay and was hurried for often.
+    pub(crate) fn hurry(&mut self, route: Route) {
         if matches!(self.phase, Phase::Paused { .. }) && route.is_worth_hurrying(self.backoff.failures()) {
             self.phase = Phase::Steady;
         }

@@ -39,7 +39,7 @@ fn refusal(reason: Reason) -> Verdict {
 }
 
 fn by_metadata(leader: u64) -> Route {
-    Route { leader: busbar_proto::NodeId::new(leader), hinted: false }
+    Route { leader: busbar_proto::NodeId::new(leader), epoch: leader, hinted: false }
 }
 
 /// A window with `count` batches of one record under way on link 1.
@@ -62,7 +62,7 @@ fn a_refused_batch_is_resent_with_all_after_it_once_all_answers_are_in() {
     let now = Instant::now();
     let (mut window, attempts) = under_way(3, now);
     window.refused(attempts[0], refusal(Reason::Overloaded), now, 0);
-    assert!(!window.has_waiting(), "two answers are to come");
+    assert!(window.next_waiting().is_none(), "two answers are to come");
     window.refused(attempts[1], Verdict::Gap, now, 0);
     window.refused(attempts[2], Verdict::Gap, now, 0);
     window.tick(now);

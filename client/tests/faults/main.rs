@@ -6,6 +6,7 @@ mod client;
 mod consumer;
 mod delivery;
 mod fake;
+mod guards;
 mod producer;
 mod speed;
 

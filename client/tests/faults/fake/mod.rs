@@ -104,6 +104,10 @@ pub(crate) struct State {
     addresses: Vec<String>,
     /// Publishes are kept back while set.
     pub(crate) held: bool,
+    /// Every publish is refused with this while set.
+    pub(crate) sick: Option<Reason>,
+    /// Publishes received.
+    pub(crate) publishes: usize,
     /// Producer ids are refused while set.
     pub(crate) no_producer_ids: bool,
     /// This node has not heard of any topic yet.

@@ -1,0 +1,119 @@
+//! Retry budgets and circuit breakers: a broker that struggles is spared, and what waits for it is delivered in order.
+
+use std::time::Duration;
+
+use busbar_client::{BreakerState, CircuitBreaker, Delivery, DeliveryError, Producer, Reason, RetryBudget};
+
+use crate::{
+    fake::{Cluster, PublishFault, numbers, record},
+    soon,
+};
+
+async fn send(producer: &Producer, from: usize, to: usize) -> Vec<Delivery> {
+    let mut deliveries = Vec::new();
+    for number in from..to {
+        deliveries.push(producer.send(record(number)).await.expect("taken"));
+    }
+    deliveries
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(what, waiting).await;
+}
+
+#[tokio::test]
+async fn a_sick_broker_gets_few_attempts_and_what_was_parked_is_delivered_in_order() {
+    for reason in [Reason::Internal, Reason::Overloaded, Reason::NoLeader, Reason::DiskFull] {
+        let (cluster, client) = Cluster::with_topic(1).await;
+        let producer = client.producer("t").batch_bytes(1024).build().await.expect("a producer");
+        for delivery in send(&producer, 0, 10).await {
+            soon("healthy", delivery).await.expect("stored");
+        }
+        // Internal is final for the batch that meets it; the others are sent again.
+        let retried = reason != Reason::Internal;
+        cluster.edit_all(|state| (state.sick, state.publishes) = (Some(reason), 0));
+        let deliveries = send(&producer, 10, 1000).await;
+        if retried {
+            until("something is held back", || producer.stats().parked + producer.stats().retries_held > 0).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let publishes = cluster.edit_all(|state| state.publishes);
+            assert!(publishes <= 60, "{reason:?}: {publishes} publishes in 1.5 s");
+        }
+        cluster.edit_all(|state| state.sick = None);
+        let mut stored = numbers(10);
+        for (number, delivery) in (10..).zip(deliveries) {
+            match soon("after healing", delivery).await {
+                Ok(_) => stored.push(number.to_string()),
+                Err(error) => assert!(!retried, "{reason:?}: {error}"),
+            }
+        }
+        assert_eq!(cluster.values(0), stored, "{reason:?}");
+        let [broker] = producer.brokers()[..] else { panic!("{:?}", producer.brokers()) };
+        assert_eq!((broker.node, broker.breaker), (1, BreakerState::Closed), "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_parked_record_burns_no_attempts_and_says_so() {
+    let (mut cluster, client) = Cluster::with_topic(1).await;
+    // Open until after the deadline.
+    let mut breaker = CircuitBreaker::after(1);
+    (breaker.open_min, breaker.open_max) = (Duration::from_secs(3), Duration::from_secs(3));
+    let builder = client.producer("t").delivery_timeout(Duration::from_millis(700)).circuit_breaker(breaker);
+    let producer = builder.build().await.expect("a producer");
+    soon("healthy", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+    cluster.kill(1).await;
+    let error = soon("expiry", producer.send(record(1)).await.expect("taken")).await.expect_err("nobody is there");
+    assert!(matches!(&error, DeliveryError::Rejected { refusal, .. } if refusal.reason == Reason::DeadlineExceeded));
+    assert!(error.to_string().contains("the circuit breaker of node 1 is open"), "{error}");
+    let report = error.report();
+    assert!(report.attempt_count() <= 1, "{report}");
+    assert!(report.parked() > Duration::from_millis(300) && report.to_string().contains("parked for"), "{report}");
+    assert!(producer.stats().breakers_opened >= 1);
+    assert_eq!(producer.brokers()[0].breaker, BreakerState::Open);
+    cluster.restart(1).await;
+    let stored = soon("healed", async {
+        loop {
+            if let Ok(stored) = producer.send(record(1)).await.expect("taken").await {
+                return stored;
+            }
+        }
+    });
+    assert_eq!(stored.await.offset, 1);
+}
+
+#[tokio::test]
+async fn retries_stay_within_the_budget() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    let builder = client.producer("t").batch_bytes(1024).delivery_timeout(Duration::from_millis(1500));
+    let builder = builder.circuit_breaker(None).retry_budget(RetryBudget::new(0, 20));
+    let producer = builder.build().await.expect("a producer");
+    // 15 batches sent allow 3 to be sent again.
+    for number in 0..15 {
+        soon("healthy", producer.send(record(number)).await.expect("taken")).await.expect("stored");
+    }
+    assert_eq!(producer.brokers()[0].retries_left, Some(3));
+    cluster.edit_all(|state| (state.sick, state.publishes) = (Some(Reason::Overloaded), 0));
+    let delivery = producer.send(record(15)).await.expect("taken");
+    let error = soon("expiry", delivery).await.expect_err("no attempt succeeds");
+    assert!(error.to_string().contains("the retry budget of node 1 is spent"), "{error}");
+    assert_eq!(cluster.edit_all(|state| state.publishes), 4, "{}", error.report());
+    assert!(producer.stats().retries_held > 0);
+}
+
+#[tokio::test]
+async fn an_election_needs_no_budget() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    let builder = client.producer("t").batch_bytes(1024).retry_budget(RetryBudget::new(0, 0));
+    let producer = builder.build().await.expect("a producer");
+    cluster.edit(0, |partition| partition.publish_faults.push_back(PublishFault::NotLeader));
+    for delivery in send(&producer, 0, 500).await {
+        soon("at the next leader", delivery).await.expect("stored");
+    }
+    assert_eq!(cluster.values(0), numbers(500));
+}
