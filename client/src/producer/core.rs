@@ -33,6 +33,7 @@ use crate::{
     error::SendError,
     partitioner::{Sticky, partition_of_key},
     producer::{
+        batcher::Times,
         destinations::{Destinations, Guards, Hold, Obstacle, blames_broker},
         link::{Correlation, Link, Outgoing},
         shard::{Clock, Ending, Finished, Shard},
@@ -143,7 +144,10 @@ impl Core {
     }
 
     fn place(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
-        let timestamp_ms = record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms());
+        let times = Times {
+            timestamp_ms: record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms()),
+            send_before: record.send_before_ms.map(|deadline_ms| self.cluster.env.at_unix_ms(deadline_ms)),
+        };
         let (mut partition, keyless) = self.choose(record)?;
         let mut shard = self.shard(partition).lock();
         if keyless && shard.batcher.begins_batch() && !self.sticky.may_begin(partition) {
@@ -159,7 +163,7 @@ impl Core {
             return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
         }
         let begins = shard.batcher.begins_batch();
-        let pushed = shard.batcher.push(record, timestamp_ms, held_bytes, || self.cluster.env.now());
+        let pushed = shard.batcher.push(record, times, held_bytes, || self.cluster.env.now());
         let placed = pushed.map_err(|too_large| SendError::TooLarge {
             topic: self.topic.name.to_string(),
             bytes: too_large.bytes,
@@ -206,7 +210,7 @@ impl Core {
         shard.follow(self.topic.view().route(shard.partition), now);
         shard.window.tick(now);
         shard.fill_window(now);
-        while let Some((node, again)) = shard.destination() {
+        while let Some((node, again)) = shard.destination(now) {
             if let Err(Hold { obstacle, until }) = self.destinations.admit(node, shard.breaker.as_mut(), again, now) {
                 self.hold(shard, obstacle, now);
                 self.alarm.set(Some(until));
@@ -217,7 +221,7 @@ impl Core {
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
             let correlation = Correlation { partition, attempt: flight.attempt_id() };
-            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadline);
+            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadlines.earliest());
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
                 shard.link_lost(link.id, &link.closed(), self.clock(now));
@@ -332,7 +336,11 @@ impl Core {
     }
 
     fn compare_clocks(&self, shard: &Shard, now: Instant) {
-        let left = shard.window.flights().next().map_or(Duration::ZERO, |flight| flight.deadline - now);
+        let left = shard
+            .window
+            .flights()
+            .next()
+            .map_or(Duration::ZERO, |flight| flight.deadlines.earliest().saturating_duration_since(now));
         if left > CLOCK_SKEW && !self.skewed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 ?left,

@@ -17,7 +17,7 @@ use crate::{
         sealed::SealedBatch,
         story::{Diary, Epilogue},
         ticket::{Outcome, Stored, Ticket},
-        window::{AttemptId, Flight, LinkId, Verdict, Window},
+        window::{AttemptId, Deadlines, Flight, LinkId, Verdict, Window},
     },
     retry::BackoffPolicy,
     topic::Route,
@@ -138,8 +138,8 @@ impl Shard {
     }
 
     /// Where the next batch would go, if there is one, and whether that node has had it.
-    pub(crate) fn destination(&self) -> Option<(NodeId, bool)> {
-        let (node, flight) = (self.leader?, self.window.next_waiting()?);
+    pub(crate) fn destination(&self, now: Instant) -> Option<(NodeId, bool)> {
+        let (node, flight) = (self.leader?, self.window.next_waiting(now)?);
         Some((node, flight.batch.diary.was_sent_to(node)))
     }
 
@@ -170,8 +170,10 @@ impl Shard {
     pub(crate) fn fill_window(&mut self, now: Instant) {
         while self.window.may_admit() && self.batcher.is_ready(self.window.len(), now) {
             let Some(gathered) = self.batcher.take() else { return };
-            let (records, deadline) = (gathered.builder.record_count(), gathered.deadline);
-            self.window.admit(records, deadline, |producer| SealedBatch::seal(gathered, producer));
+            let &Gathered { deadline: delivery, send_before, .. } = &gathered;
+            let records = gathered.builder.record_count();
+            self.window
+                .admit(records, Deadlines { delivery, send_before }, |producer| SealedBatch::seal(gathered, producer));
         }
     }
 
@@ -224,11 +226,14 @@ impl Shard {
     /// Batches whose delivery deadline has passed, oldest first.
     pub(crate) fn expired(&mut self, clock: Clock, finish: &mut Vec<Finished>) {
         for flight in self.window.expired(clock.now) {
-            let refusal = self.expiry(if flight.is_uncertain() { "acknowledged" } else { "stored" });
+            let refusal = match flight.deadlines.delivery <= clock.now {
+                true => self.expiry(if flight.is_uncertain() { "acknowledged" } else { "stored" }),
+                false => self.too_late(),
+            };
             finish.push(self.failed(flight, refusal, clock));
         }
         for gathered in self.batcher.expired(clock.now) {
-            let refusal = self.expiry("sent");
+            let refusal = if gathered.deadline <= clock.now { self.expiry("sent") } else { self.too_late() };
             finish.push(self.unsent(gathered, clock, |report| DeliveryError::Rejected { refusal, report }));
         }
     }
@@ -297,6 +302,18 @@ impl Shard {
     fn epilogue(&self, clock: Clock) -> Epilogue {
         let Clock { now, now_ms, .. } = clock;
         Epilogue { topic: self.topic.clone(), partition: self.partition.get(), now, now_ms }
+    }
+
+    /// For what its own deadline keeps from being sent.
+    fn too_late(&self) -> Refusal {
+        let Self { topic, partition, parked, last, .. } = self;
+        let why = match (parked, last) {
+            (Some((obstacle, _)), _) => obstacle.to_string(),
+            (None, Some(last)) => format!("last: {last}"),
+            (None, None) => "too little time, or too much before it".to_owned(),
+        };
+        let message = format!("partition {partition} of {topic:?}: not sent before the record's own deadline: {why}");
+        Refusal::new(Reason::DeadlineExceeded, message)
     }
 
     fn expiry(&self, done: &str) -> Refusal {

@@ -38,6 +38,10 @@ fn refusal(reason: Reason) -> Verdict {
     Verdict::of(&Refusal::new(reason, "scripted"))
 }
 
+fn until(delivery: Instant) -> Deadlines {
+    Deadlines { delivery, send_before: None }
+}
+
 fn by_metadata(leader: u64) -> Route {
     Route { leader: busbar_proto::NodeId::new(leader), epoch: leader, hinted: false }
 }
@@ -48,7 +52,7 @@ fn under_way(count: usize, now: Instant) -> (Window<Batch>, Vec<AttemptId>) {
     window.identify(identity(1));
     let attempts = (0..count)
         .map(|number| {
-            window.admit(1, now + TIMEOUT, |producer| Batch { number, producer, left: Default::default() });
+            window.admit(1, until(now + TIMEOUT), |producer| Batch { number, producer, left: Default::default() });
             let flight = window.send(LinkId(1), now).expect("something to send");
             flight.batch.left.set(true);
             flight.attempt_id()
@@ -62,7 +66,7 @@ fn a_refused_batch_is_resent_with_all_after_it_once_all_answers_are_in() {
     let now = Instant::now();
     let (mut window, attempts) = under_way(3, now);
     window.refused(attempts[0], refusal(Reason::Overloaded), now, 0);
-    assert!(window.next_waiting().is_none(), "two answers are to come");
+    assert!(window.next_waiting(now).is_none(), "two answers are to come");
     window.refused(attempts[1], Verdict::Gap, now, 0);
     window.refused(attempts[2], Verdict::Gap, now, 0);
     window.tick(now);
@@ -104,7 +108,7 @@ fn an_expired_batch_opens_a_hole_that_a_gap_proves_and_a_new_identity_closes() {
     window.identify(identity(1));
     for (number, timeout) in [(0, 1), (1, 9)] {
         let deadline = now + Duration::from_secs(timeout);
-        window.admit(2, deadline, |producer| Batch { number, producer, left: true.into() });
+        window.admit(2, until(deadline), |producer| Batch { number, producer, left: true.into() });
         window.send(LinkId(1), now);
     }
     let later = now + Duration::from_secs(2);
@@ -119,6 +123,37 @@ fn an_expired_batch_opens_a_hole_that_a_gap_proves_and_a_new_identity_closes() {
     let flight = window.send(LinkId(2), later).expect("and again, as another producer");
     assert_eq!((flight.batch.producer.id.get(), flight.batch.producer.sequence.get()), (2, 0));
     assert!(window.may_admit());
+}
+
+#[test]
+fn what_may_not_be_sent_any_more_is_taken_out_and_the_rest_goes_on_as_another_producer() {
+    let now = Instant::now();
+    let mut window = Window::new(5, POLICY);
+    window.identify(identity(1));
+    let later = now + Duration::from_secs(1);
+    for (number, send_before) in [(0, None), (1, Some(later)), (2, None)] {
+        let deadlines = Deadlines { delivery: now + TIMEOUT, send_before };
+        window.admit(1, deadlines, |producer| Batch { number, producer, left: Default::default() });
+    }
+    assert_eq!(window.wake_at(TIMEOUT), Some(later));
+    window.send(LinkId(1), now).expect("the first").batch.left.set(true);
+    assert!(window.next_waiting(now).is_some() && window.next_waiting(later).is_none());
+    let expired = window.expired(later);
+    assert!(matches!(&expired[..], [only] if only.batch.number == 1 && !only.is_uncertain()));
+    let third = window.send(LinkId(1), later).expect("the third").attempt_id();
+    let first = window.flights().next().expect("the first").attempt_id();
+    assert!(window.acknowledged(first, later).is_some());
+    window.refused(third, Verdict::Gap, later, 0);
+    assert!(window.needs_identity());
+    // Under way, it is waited for.
+    let mut window = Window::new(5, POLICY);
+    window.identify(identity(1));
+    let deadlines = Deadlines { delivery: now + TIMEOUT, send_before: Some(later) };
+    window.admit(1, deadlines, |producer| Batch { number: 0, producer, left: Default::default() });
+    window.send(LinkId(1), now).expect("in time");
+    assert!(window.expired(later).is_empty() && window.wake_at(TIMEOUT) == Some(now + TIMEOUT));
+    assert!(window.link_lost(LinkId(1), later, 0));
+    assert_eq!(window.expired(later).len(), 1, "but not sent again");
 }
 
 #[test]
@@ -138,7 +173,7 @@ fn sequences_of_batches_that_certainly_were_not_stored_are_used_again() {
     let gone = window.refused(attempts[0], refusal(Reason::CorruptBatch), now, 0);
     assert!(gone.is_some_and(|gone| !gone.is_uncertain()));
     assert!(window.may_admit() && !window.needs_identity());
-    window.admit(1, now + TIMEOUT, |producer| {
+    window.admit(1, until(now + TIMEOUT), |producer| {
         assert_eq!(producer.sequence, Sequence::new(0));
         Batch { number: 1, producer, left: Default::default() }
     });
@@ -301,7 +336,8 @@ impl World {
         match step {
             Step::Publish if self.window.may_admit() => {
                 let number = self.told.len();
-                let deadline = self.now + TIMEOUT;
+                let urgent = random.is_multiple_of(5).then(|| self.now + Duration::from_millis(random % 997));
+                let deadline = Deadlines { delivery: self.now + TIMEOUT, send_before: urgent };
                 let seal = |producer| Batch { number, producer, left: Default::default() };
                 self.window.admit(1 + (random % 3) as u32, deadline, seal);
                 self.told.push(Told::Nothing);
@@ -340,6 +376,9 @@ impl World {
 
     fn send(&mut self) {
         let link = LinkId(self.streams.len() as u64 - 1);
+        if self.window.next_waiting(self.now).is_none() {
+            return;
+        }
         let Some(flight) = self.window.send(link, self.now) else { return };
         flight.batch.left.set(true);
         let request = Request {
@@ -347,7 +386,7 @@ impl World {
             number: flight.batch.number,
             records: flight.records,
             producer: flight.batch.producer,
-            deadline: flight.deadline,
+            deadline: flight.deadlines.earliest(),
         };
         self.streams.last_mut().expect("a stream").requests.push_back(request);
     }
@@ -434,7 +473,7 @@ proptest! {
         }
         // From here on everything works: all that is left must be stored, soon.
         world.apply(Step::LoseStream { served_later: true }, 0);
-        for _ in 0..200 {
+        for _ in 0..400 {
             for step in [Step::Send, Step::Serve { stream: 0, how: How::Well }, Step::Answer { stream: 0 }] {
                 world.apply(step, 0);
             }

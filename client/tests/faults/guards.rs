@@ -1,6 +1,6 @@
-//! Retry budgets and circuit breakers: a broker that struggles is spared, and what waits for it is delivered in order.
+//! Retry budgets, circuit breakers, deadlines of records: a broker that struggles is spared, and what waits for it is delivered in order.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use busbar_client::{BreakerState, CircuitBreaker, Delivery, DeliveryError, Producer, Reason, RetryBudget};
 
@@ -116,4 +116,42 @@ async fn an_election_needs_no_budget() {
         soon("at the next leader", delivery).await.expect("stored");
     }
     assert_eq!(cluster.values(0), numbers(500));
+}
+
+#[tokio::test]
+async fn a_record_is_not_sent_after_its_own_deadline() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    let producer = client.producer("t").build().await.expect("a producer");
+    soon("first", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+    let within = |number, ms| record(number).send_before(SystemTime::now() + Duration::from_millis(ms));
+    let in_time = producer.send(within(1, 10_000)).await.expect("taken");
+    soon("in time", in_time).await.expect("stored");
+    let deadlines = cluster.edit(0, |partition| partition.deadlines.clone());
+    assert!(deadlines[1] < deadlines[0], "{deadlines:?}");
+
+    // Nobody leads: some may wait, some may not.
+    cluster.edit_all(|state| state.sick = Some(Reason::NoLeader));
+    let urgent = [within(2, 0), within(3, 150), within(4, 300)];
+    let mut deliveries = Vec::new();
+    for (number, urgent) in (5..8).zip(urgent) {
+        deliveries.push((producer.send(urgent).await.expect("taken"), true));
+        deliveries.push((producer.send(record(number)).await.expect("taken"), false));
+    }
+    let mut patient = Vec::new();
+    for (delivery, is_urgent) in deliveries {
+        if !is_urgent {
+            patient.push(delivery);
+            continue;
+        }
+        let error = soon("too late", delivery).await.expect_err("not sent in time");
+        assert!(
+            matches!(&error, DeliveryError::Rejected { refusal, .. } if refusal.reason == Reason::DeadlineExceeded)
+        );
+        assert!(error.to_string().contains("before the record's own deadline"), "{error}");
+    }
+    cluster.edit_all(|state| state.sick = None);
+    for delivery in patient {
+        soon("patient", delivery).await.expect("stored");
+    }
+    assert_eq!(cluster.values(0), ["0", "1", "5", "6", "7"]);
 }
