@@ -296,7 +296,7 @@ impl<B: Sealed> Window<B> {
     ) -> Option<Flight<B>> {
         let at = self.flights.iter().position(|flight| flight.attempt_id() == attempt)?;
         let flight = &mut self.flights[at];
-        flight.under_way?;
+        let sent = flight.under_way?.since;
         flight.land(true);
         let gone = match verdict {
             Verdict::Retry { perhaps_stored, advice } => {
@@ -305,7 +305,7 @@ impl<B: Sealed> Window<B> {
                 None
             }
             Verdict::Gap => {
-                self.gap(at, now, random);
+                self.gap(at, sent, random);
                 None
             }
             Verdict::Final { perhaps_stored } => {
@@ -421,7 +421,7 @@ impl<B: Sealed> Window<B> {
         self.phase = Phase::Settling { then: Then::Pause(delay) };
     }
 
-    fn gap(&mut self, at: usize, now: Instant, random: u64) {
+    fn gap(&mut self, at: usize, sent: Instant, random: u64) {
         if at > 0 {
             return self.retry(None, random);
         }
@@ -429,7 +429,8 @@ impl<B: Sealed> Window<B> {
         // What may be stored is never given another number: a gap that its own earlier attempt could explain
         // away is waited out until the deadline.
         let forgotten = self.front_gaps >= FRONT_GAPS_MAX && !self.flights[0].unanswered;
-        let proven = self.hole.is_some_and(|hole| hole.copies_until <= Some(now));
+        // An answer may be old news: what counts is that no copy could be stored any more when we asked.
+        let proven = self.hole.is_some_and(|hole| hole.copies_until <= Some(sent));
         match proven || forgotten {
             true => self.phase = Phase::Settling { then: Then::Renew },
             false => self.retry(None, random),
