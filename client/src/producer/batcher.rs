@@ -84,9 +84,14 @@ impl Batcher {
         Self { options, open: None, full: VecDeque::new(), expedite: false }
     }
 
-    /// Whether the next record begins a batch.
-    pub(crate) fn begins_batch(&self) -> bool {
-        self.open.is_none()
+    /// Whether this record, the next, begins a batch.
+    pub(crate) fn begins_batch(&self, record: &Record, send_before: Option<Instant>) -> bool {
+        !self.open.as_ref().is_some_and(|open| self.fits(open, record, send_before))
+    }
+
+    fn fits(&self, open: &Gathered, record: &Record, send_before: Option<Instant>) -> bool {
+        let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
+        open.builder.estimated_bytes() <= room && open.is_as_urgent(send_before)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -102,9 +107,7 @@ impl Batcher {
         now: impl FnOnce() -> Instant,
     ) -> Result<Placed, TooLarge> {
         let Times { timestamp_ms, send_before } = times;
-        let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
-        let fits = |open: &Gathered| open.builder.estimated_bytes() <= room && open.is_as_urgent(send_before);
-        if self.open.as_ref().is_some_and(|open| !fits(open)) {
+        if self.begins_batch(record, send_before) {
             self.full.extend(self.open.take());
         }
         if let Some(open) = &mut self.open {

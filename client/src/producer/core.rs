@@ -31,7 +31,7 @@ use crate::{
     breaker::Failure,
     cluster::Cluster,
     error::SendError,
-    partitioner::{Sticky, partition_of_key},
+    partitioner::{Load, Sticky, partition_of_key},
     producer::{
         batcher::Times,
         destinations::{Destinations, Guards, Hold, Obstacle, blames_broker},
@@ -60,6 +60,7 @@ pub(crate) struct CoreOptions {
     pub(crate) in_flight_max: usize,
     pub(crate) buffer_bytes: usize,
     pub(crate) answer_timeout: Duration,
+    pub(crate) batch_bytes: usize,
     pub(crate) guards: Guards,
 }
 
@@ -76,6 +77,9 @@ pub(crate) struct Core {
     pub(crate) destinations: Destinations,
     next_link: AtomicU64,
     sticky: Sticky,
+    loads: Box<[Load]>,
+    /// Milliseconds are counted from here.
+    zero: Instant,
     alarm: Alarm,
     /// Somebody is asking for a producer id.
     pub(super) identifying: AtomicBool,
@@ -104,6 +108,8 @@ impl Core {
             destinations: Destinations::new(options.guards),
             next_link: AtomicU64::new(0),
             sticky: Sticky::new(first),
+            loads: (0..partitions).map(|_| Load::default()).collect(),
+            zero: cluster.env.now(),
             alarm: Alarm::new(cluster.env.now()),
             identifying: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
@@ -150,7 +156,7 @@ impl Core {
         };
         let (mut partition, keyless) = self.choose(record)?;
         let mut shard = self.shard(partition).lock();
-        if keyless && shard.batcher.begins_batch() && !self.sticky.may_begin(partition) {
+        if keyless && shard.batcher.begins_batch(record, times.send_before) && !self.sticky.may_begin(partition) {
             drop(shard);
             partition = self.move_on();
             shard = self.shard(partition).lock();
@@ -162,13 +168,14 @@ impl Core {
         if self.gone.load(Ordering::Acquire) {
             return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
         }
-        let begins = shard.batcher.begins_batch();
+        let begins = shard.batcher.begins_batch(record, times.send_before);
         let pushed = shard.batcher.push(record, times, held_bytes, || self.cluster.env.now());
         let placed = pushed.map_err(|too_large| SendError::TooLarge {
             topic: self.topic.name.to_string(),
             bytes: too_large.bytes,
             limit: too_large.limit,
         })?;
+        self.load(partition).taken(held_bytes);
         // Most records join a batch that waits for the window: nothing is to be done for them.
         let now = self.cluster.env.now();
         if begins || shard.batcher.is_ready(shard.window.len(), now) {
@@ -197,7 +204,20 @@ impl Core {
 
     fn move_on(&self) -> PartitionId {
         let view = self.topic.view();
-        self.sticky.move_on(self.partitions(), self.cluster.env.random(), |partition| view.leader(partition))
+        let now_ms = self.load_ms(self.cluster.env.now());
+        let cost = |partition: PartitionId| {
+            view.leader(partition)?;
+            self.load(partition).cost(self.options.batch_bytes, now_ms)
+        };
+        self.sticky.move_on(self.partitions(), self.cluster.env.random(), cost)
+    }
+
+    fn load(&self, partition: PartitionId) -> &Load {
+        &self.loads[partition.get() as usize]
+    }
+
+    fn load_ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.zero).as_millis() as u64
     }
 
     /// Panics never: a partition is checked where it comes in.
@@ -218,6 +238,7 @@ impl Core {
             }
             let link = self.link_of(shard, node);
             let partition = shard.partition;
+            self.load(partition).hold_back(false);
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
             let correlation = Correlation { partition, attempt: flight.attempt_id() };
@@ -250,6 +271,7 @@ impl Core {
     }
 
     fn hold(&self, shard: &mut Shard, obstacle: Obstacle, now: Instant) {
+        self.load(shard.partition).hold_back(true);
         if shard.park(obstacle, now) {
             tracing::debug!(partition = %shard.partition, %obstacle, "held back");
             self.counters.held(obstacle);
@@ -451,6 +473,10 @@ impl Core {
     fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
         for finished in finished {
             self.counters.finished(&finished);
+            self.load(finished.partition).finished(finished.held_bytes);
+            if let Some(took) = finished.answered_within {
+                self.load(finished.partition).acknowledged(took, self.load_ms(self.cluster.env.now()));
+            }
             self.buffer.add_permits(finished.held_bytes);
             finished.ticket.resolve(finished.outcome);
         }

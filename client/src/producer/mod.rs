@@ -325,7 +325,7 @@ impl ProducerBuilder {
             eager_batches,
             delivery_timeout,
         };
-        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, guards };
+        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, batch_bytes, guards };
         let name = topic.name.clone();
         let (circuit_breaker, now) = (guards.circuit_breaker, cluster.env.now());
         let shard_options = ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, now };

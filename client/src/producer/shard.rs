@@ -1,7 +1,7 @@
 //! One partition of a producer: its batcher, its window, and who leads it. Everything here happens under the
 //! partition's lock and is short: nothing waits, no waker is called, what is finished is handed back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use busbar_proto::{NodeId, Offset, PartitionId, Reason, Refusal};
 use tokio::time::Instant;
@@ -47,6 +47,9 @@ pub(crate) struct Shard {
 /// A batch whose fate is known.
 #[derive(Debug)]
 pub(crate) struct Finished {
+    pub(crate) partition: PartitionId,
+    /// How long the acknowledging node took.
+    pub(crate) answered_within: Option<Duration>,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) outcome: Outcome,
     pub(crate) held_bytes: usize,
@@ -196,8 +199,9 @@ impl Shard {
         self.last = None;
         let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
         let report = diary.stored(base.get(), duplicate, self.epilogue(clock));
-        let stored = Stored { partition: self.partition, base, duplicate, report };
-        Some(Finished { ticket, outcome: Ok(stored), held_bytes, records })
+        let (partition, answered_within) = (self.partition, report.attempts().last().map(|last| last.took));
+        let stored = Stored { partition, base, duplicate, report };
+        Some(Finished { partition, answered_within, ticket, outcome: Ok(stored), held_bytes, records })
     }
 
     pub(crate) fn refused(&mut self, attempt: AttemptId, refusal: Refusal, clock: Clock) -> Option<Finished> {
@@ -277,7 +281,8 @@ impl Shard {
         let SealedBatch { ticket, held_bytes, records, mut diary, .. } = flight.batch;
         self.note_parking(&mut diary, clock.now);
         let report = diary.failed(self.epilogue(clock));
-        Finished { ticket, outcome: Err(error(report)), held_bytes, records }
+        let (partition, outcome) = (self.partition, Err(error(report)));
+        Finished { partition, answered_within: None, ticket, outcome, held_bytes, records }
     }
 
     fn unsent(
@@ -290,7 +295,8 @@ impl Shard {
         let mut diary = Diary::new(begun);
         self.note_parking(&mut diary, clock.now);
         let report = diary.failed(self.epilogue(clock));
-        Finished { ticket, outcome: Err(error(report)), held_bytes, records: builder.record_count() }
+        let (partition, outcome, records) = (self.partition, Err(error(report)), builder.record_count());
+        Finished { partition, answered_within: None, ticket, outcome, held_bytes, records }
     }
 
     fn note_parking(&self, diary: &mut Diary, now: Instant) {

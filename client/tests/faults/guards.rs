@@ -1,4 +1,4 @@
-//! Retry budgets, circuit breakers, deadlines of records: a broker that struggles is spared, and what waits for it is delivered in order.
+//! Retry budgets, circuit breakers, deadlines of records, balance: a broker that struggles is spared, and what waits for it is delivered in order.
 
 use std::time::{Duration, SystemTime};
 
@@ -154,4 +154,24 @@ async fn a_record_is_not_sent_after_its_own_deadline() {
         soon("patient", delivery).await.expect("stored");
     }
     assert_eq!(cluster.values(0), ["0", "1", "5", "6", "7"]);
+}
+
+#[tokio::test]
+async fn keyless_records_avoid_a_partition_that_is_slow() {
+    let cluster = Cluster::start(3).await;
+    cluster.create("t", 3);
+    cluster.edit(0, |partition| {
+        partition.publish_faults.extend(vec![PublishFault::Slow(Duration::from_millis(40)); 1000]);
+    });
+    let client = cluster.client().await;
+    let producer = client.producer("t").batch_bytes(1024).buffer_bytes(64 << 10).build().await.expect("a producer");
+    for number in 0..5000 {
+        drop(producer.send(record(number)).await.expect("taken"));
+    }
+    soon("flush", producer.flush()).await.expect("stored");
+    let stored: Vec<_> = (0..3).map(|partition| cluster.values(partition).len()).collect();
+    assert_eq!(stored.iter().sum::<usize>(), 5000);
+    // A fair share would be a third.
+    assert!(stored[0] < 5000 / 6, "{stored:?}");
+    println!("stored: {stored:?}");
 }
