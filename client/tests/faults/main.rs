@@ -8,7 +8,6 @@ mod delivery;
 mod fake;
 mod guards;
 mod producer;
-mod speed;
 
 use std::{future::Future, time::Duration};
 
