@@ -10,6 +10,7 @@ use std::{
 };
 
 use busbar_proto::{NodeId, Refusal, v1};
+use futures::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::{Response, Status, transport::Channel};
@@ -24,8 +25,11 @@ use crate::{
     watch::TopicWatch,
 };
 
-/// Waiting time of one node's answer before the next is asked.
+/// Waiting time of one node's answer to what may be asked of several.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node that has not answered for so long gets company: the next is asked too, and the first answer counts. A
+/// node that is frozen or whose packets vanish costs this much, not a timeout.
+const NEXT_NODE_AFTER: Duration = Duration::from_millis(250);
 
 /// Shared by all parts of a client.
 #[derive(Debug)]
@@ -76,6 +80,16 @@ enum Answer<T> {
     },
 }
 
+/// What a round over all nodes came to, when none did what was asked.
+#[derive(Default)]
+struct Round {
+    last: Option<ClientError>,
+    /// The longest that one of them advised.
+    wait: Option<Duration>,
+    /// Whether any could be reached.
+    anybody: bool,
+}
+
 impl Cluster {
     pub(crate) fn new(
         env: Env,
@@ -123,8 +137,22 @@ impl Cluster {
         known
     }
 
+    /// The addresses of all nodes of the cluster; the bootstrap list until they are known.
+    pub(crate) fn members(&self) -> Vec<Address> {
+        let nodes = self.nodes.lock();
+        match nodes.by_id.is_empty() {
+            true => self.bootstrap.clone(),
+            false => nodes.by_id.values().cloned().collect(),
+        }
+    }
+
     pub(crate) fn prefer(&self, address: &Address) {
         self.nodes.lock().preferred = Some(address.clone());
+    }
+
+    /// This one does not answer: calls begin with another, unless another was preferred meanwhile.
+    pub(crate) fn avoid(&self, address: &Address) {
+        self.nodes.lock().preferred.take_if(|preferred| preferred == address);
     }
 
     /// The next call begins with any node.
@@ -142,18 +170,10 @@ impl Cluster {
         let mut backoff = Backoff::new(BackoffPolicy::default());
         loop {
             let addresses = self.candidates();
-            let (mut last, mut wait, mut anybody) = (None, None, false);
-            for address in &addresses {
-                match self.ask_one(call, address, deadline, &ask).await {
-                    Answer::Done(answer) => return Ok(answer),
-                    Answer::Failed(error) => return Err(error),
-                    Answer::Next { error, wait: advice, unreachable } => {
-                        anybody |= !unreachable;
-                        wait = wait.max(advice);
-                        last = Some(error);
-                    }
-                }
-            }
+            let Round { last, wait, anybody } = match self.ask_all(call, &addresses, deadline, &ask).await {
+                Ok(outcome) => return outcome,
+                Err(round) => round,
+            };
             let last = last.unwrap_or(ClientError::Closed);
             if !anybody {
                 return Err(match last {
@@ -167,6 +187,43 @@ impl Cluster {
             }
             tokio::time::sleep_until(resume).await;
         }
+    }
+
+    /// One round: each node after the one before has failed or, where that does no harm, has kept us waiting.
+    async fn ask_all<T, F>(
+        &self,
+        call: Call,
+        addresses: &[Address],
+        deadline: Instant,
+        ask: &impl Fn(Channel) -> F,
+    ) -> Result<Result<T, ClientError>, Round>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut round = Round::default();
+        let mut waiting = addresses.iter();
+        let mut asked = FuturesUnordered::new();
+        asked.extend(waiting.next().map(|address| self.ask_one(call, address, deadline, ask)));
+        while !asked.is_empty() {
+            let company = call.repeat == Repeat::Safe && waiting.len() > 0;
+            let answer = tokio::select! {
+                biased;
+                answer = asked.next() => answer,
+                () = tokio::time::sleep(NEXT_NODE_AFTER), if company => None,
+            };
+            match answer {
+                Some(Answer::Done(answer)) => return Ok(Ok(answer)),
+                Some(Answer::Failed(error)) => return Ok(Err(error)),
+                Some(Answer::Next { error, wait, unreachable }) => {
+                    round.anybody |= !unreachable;
+                    round.wait = round.wait.max(wait);
+                    round.last = Some(error);
+                }
+                None => {}
+            }
+            asked.extend(waiting.next().map(|address| self.ask_one(call, address, deadline, ask)));
+        }
+        Err(round)
     }
 
     /// Asks one node, once.

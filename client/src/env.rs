@@ -14,6 +14,9 @@ use std::{
 
 use tokio::time::Instant;
 
+/// Later than any timeout.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// What time it is.
 pub trait Clock: Send + Sync {
     /// Monotonic time, comparable with tokio's timers.
@@ -56,6 +59,13 @@ impl Env {
 
     pub(crate) fn random(&self) -> u64 {
         self.entropy.next_u64()
+    }
+
+    /// Monotonic time at Unix milliseconds `unix_ms`, as this clock sees both now; never before now.
+    pub(crate) fn at_unix_ms(&self, unix_ms: i64) -> Instant {
+        let left = u64::try_from(unix_ms.saturating_sub(self.unix_ms())).unwrap_or(0);
+        let now = self.now();
+        now.checked_add(Duration::from_millis(left)).unwrap_or(now + FAR)
     }
 
     /// Unix milliseconds at monotonic time `at`, as this clock sees both now.

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use crate::{
     address::{Address, InvalidAddress},
+    producer::DeliveryReport,
     record::Record,
 };
 
@@ -170,6 +171,12 @@ pub enum SendError {
         /// How many there are.
         partitions: u32,
     },
+    /// The topic was deleted, whether or not there is another of its name by now.
+    #[error("topic {topic:?} was deleted: build another producer once there is a topic of that name")]
+    TopicGone {
+        /// The topic.
+        topic: String,
+    },
 }
 
 /// `try_send` did not take the record.
@@ -198,33 +205,64 @@ impl TrySendError {
 #[non_exhaustive]
 pub enum DeliveryError {
     /// It is certain: not stored, and it never will be.
-    #[error("not stored: {0}")]
-    Rejected(Refusal),
+    #[error("not stored: {refusal}")]
+    Rejected {
+        /// Why.
+        refusal: Refusal,
+        /// What was tried.
+        report: DeliveryReport,
+    },
     /// It may or may not be stored: it was sent, and no answer was received in time.
-    #[error("may or may not be stored after {attempts} attempts: {last}")]
+    #[error("may or may not be stored after {} attempts: {last}", .report.attempt_count())]
     Unknown {
-        /// Times it was sent.
-        attempts: u32,
         /// What the last attempt met.
         last: Refusal,
+        /// What was tried.
+        report: DeliveryReport,
+    },
+    /// The topic was deleted, whether or not there is another of its name by now. If an attempt had stored the
+    /// record, it went with the topic.
+    #[error(
+        "not stored: topic {:?} was deleted; build another producer once there is a topic of that name",
+        .report.topic()
+    )]
+    TopicGone {
+        /// What was tried.
+        report: DeliveryReport,
     },
     /// The producer was closed or dropped before the record was sent: not stored.
     #[error("not stored: the producer was dropped before it was sent; call close() to deliver what is queued")]
-    Closed,
+    Closed {
+        /// What was tried.
+        report: DeliveryReport,
+    },
 }
 
 impl DeliveryError {
     /// Whether sending the record again makes sense. After [`Self::Unknown`] that may store it twice.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Rejected(refusal) => refusal.reason.is_retryable() || refusal.reason == Reason::DeadlineExceeded,
-            Self::Unknown { .. } | Self::Closed => true,
+            Self::Rejected { refusal, .. } => {
+                refusal.reason.is_retryable() || refusal.reason == Reason::DeadlineExceeded
+            }
+            Self::TopicGone { .. } => false,
+            Self::Unknown { .. } | Self::Closed { .. } => true,
         }
     }
 
     /// Whether it is certain that the record is not stored and never will be.
     pub fn has_no_side_effects(&self) -> bool {
         !matches!(self, Self::Unknown { .. })
+    }
+
+    /// Every attempt, what came of it and what was done next.
+    pub fn report(&self) -> &DeliveryReport {
+        match self {
+            Self::Rejected { report, .. }
+            | Self::Unknown { report, .. }
+            | Self::TopicGone { report }
+            | Self::Closed { report } => report,
+        }
     }
 }
 
@@ -282,6 +320,7 @@ fn join(addresses: &[Address]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::producer::story::{Diary, Epilogue};
 
     #[test]
     fn unreachable_says_what_where_and_what_to_do() {
@@ -295,9 +334,12 @@ mod tests {
 
     #[test]
     fn certainty_follows_the_reason() {
-        let rejected = DeliveryError::Rejected(Refusal::new(Reason::CorruptBatch, "x"));
+        let now = tokio::time::Instant::now();
+        let report = Diary::new(now).failed(Epilogue { topic: "t".into(), partition: 0, now, now_ms: 0 });
+        let refusal = Refusal::new(Reason::CorruptBatch, "x");
+        let rejected = DeliveryError::Rejected { refusal, report: report.clone() };
         assert!(rejected.has_no_side_effects() && !rejected.is_retryable());
-        let unknown = DeliveryError::Unknown { attempts: 2, last: Refusal::new(Reason::OutcomeUnknown, "x") };
+        let unknown = DeliveryError::Unknown { last: Refusal::new(Reason::OutcomeUnknown, "x"), report };
         assert!(!unknown.has_no_side_effects() && unknown.is_retryable());
     }
 }

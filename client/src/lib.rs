@@ -26,14 +26,17 @@
 //! | batching that adapts to the load | on, no waiting time | [`ProducerBuilder::linger`], [`ProducerBuilder::batch_bytes`] |
 //! | backpressure | 32 MiB, then `send` waits | [`ProducerBuilder::buffer_bytes`], [`Producer::try_send`] |
 //! | retries with backoff and jitter | for 30 s | [`ProducerBuilder::delivery_timeout`] |
+//! | retry budget of each broker | 20 % and 10 a second | [`ProducerBuilder::retry_budget`] |
+//! | circuit breakers of brokers and partitions | on | [`ProducerBuilder::circuit_breaker`] |
 //! | certainty about failures | rejected or unknown | [`DeliveryError`] |
+//! | the story of every delivery | on | [`DeliveryReport`] |
 //! | discovery, failover | any node, pushed news of leaders | [`Client`] |
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
 //!
 //! # Layers
 //! ```text
 //!  client ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
-//!            window, batcher, subscription, partitioner, retry: pure state machines, no I/O, no clock
+//!            window, batcher, subscription, partitioner, retry, budget, breaker: pure state machines, no I/O, no clock
 //!            env: clock and randomness · task: the only place that spawns
 //! ```
 //! Never here: knowledge of the broker's insides; the only shared words are `busbar-proto`'s.
@@ -41,6 +44,8 @@
 mod address;
 mod admin;
 mod alarm;
+mod breaker;
+mod budget;
 mod client;
 mod cluster;
 mod consumer;
@@ -51,6 +56,7 @@ mod pool;
 mod producer;
 mod record;
 mod retry;
+mod sliding;
 mod task;
 mod topic;
 mod watch;
@@ -60,10 +66,15 @@ pub use busbar_proto::{Reason, Refusal, batch::Compression, v1};
 pub use self::{
     address::{Address, DEFAULT_PORT, InvalidAddress},
     admin::{Admin, Durability, TopicOptions, UnknownDurability},
+    breaker::{BreakerState, CircuitBreaker},
+    budget::RetryBudget,
     client::{Client, ClientBuilder},
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     partitioner::partition_of_key,
-    producer::{Delivered, Delivery, Producer, ProducerBuilder, ProducerStats},
+    producer::{
+        Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, NextStep, Producer, ProducerBuilder, ProducerStats,
+        Verdict,
+    },
     record::Record,
 };

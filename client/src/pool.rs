@@ -1,5 +1,8 @@
-//! Connections: one channel per broker address, shared by everything of one client, connected when first used
-//! and again whenever it broke. The only place that knows how a connection is tuned.
+//! Connections: two channels per broker address, shared by everything of one client, connected when first used
+//! and again whenever they broke. The only place that knows how a connection is tuned.
+//!
+//! News of the cluster travel apart from records: a connection full of records answers a ping late, and one that
+//! must notice a frozen node within a second may not be one whose loss costs a window of batches.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,17 +20,35 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// The same for all streams of a connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// A peer that vanished without a word is noticed after one interval and one timeout.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const DATA_KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(5), timeout: Duration::from_secs(5), while_idle: true };
+/// Short, as whoever tells of new leaders must not be the one that is frozen; only while somebody watches.
+const NEWS_KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_millis(400), timeout: Duration::from_millis(600), while_idle: false };
 
 const _: () = assert!(STREAM_WINDOW_BYTES as usize >= limits::BATCH_BYTES_MAX as usize);
 const _: () = assert!(CONNECTION_WINDOW_BYTES >= STREAM_WINDOW_BYTES);
+
+/// How a connection finds out that its peer is gone.
+#[derive(Clone, Copy, Debug)]
+struct KeepAlive {
+    interval: Duration,
+    timeout: Duration,
+    while_idle: bool,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    Data,
+    News,
+}
 
 #[derive(Debug)]
 pub(crate) struct Pool {
     connect_timeout: Duration,
     /// Grows with the addresses of the cluster's nodes only.
-    channels: Mutex<HashMap<Address, Channel>>,
+    channels: Mutex<HashMap<(Address, Lane), Channel>>,
 }
 
 impl Pool {
@@ -37,8 +58,18 @@ impl Pool {
 
     /// The channel to a broker; connects when used. Must be called inside the runtime.
     pub(crate) fn channel(&self, address: &Address) -> Result<Channel, ClientError> {
+        self.lane(address, Lane::Data, DATA_KEEP_ALIVE)
+    }
+
+    /// The same, for news of the cluster: breaks soon after its node stops answering.
+    pub(crate) fn news_channel(&self, address: &Address) -> Result<Channel, ClientError> {
+        self.lane(address, Lane::News, NEWS_KEEP_ALIVE)
+    }
+
+    fn lane(&self, address: &Address, lane: Lane, keep_alive: KeepAlive) -> Result<Channel, ClientError> {
         let mut channels = self.channels.lock();
-        if let Some(channel) = channels.get(address) {
+        let key = (address.clone(), lane);
+        if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(address.uri())
@@ -48,11 +79,11 @@ impl Pool {
             .connect_timeout(self.connect_timeout)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
+            .http2_keep_alive_interval(keep_alive.interval)
+            .keep_alive_timeout(keep_alive.timeout)
+            .keep_alive_while_idle(keep_alive.while_idle)
             .connect_lazy();
-        channels.insert(address.clone(), channel.clone());
+        channels.insert(key, channel.clone());
         Ok(channel)
     }
 }

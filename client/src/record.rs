@@ -1,5 +1,7 @@
 //! A record to publish.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 
 /// Most bytes that a record's own framing takes in a batch: length, attributes, deltas, key and value length,
@@ -21,6 +23,9 @@ pub struct Record {
     pub headers: Vec<(String, Bytes)>,
     /// Milliseconds since the Unix epoch; `None` = now.
     pub timestamp_ms: Option<i64>,
+    /// Milliseconds since the Unix epoch from which on it is not sent any more; `None` = only the producer's
+    /// delivery timeout counts.
+    pub send_before_ms: Option<i64>,
 }
 
 impl Record {
@@ -54,6 +59,21 @@ impl Record {
     #[must_use]
     pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
         self.timestamp_ms = Some(timestamp_ms);
+        self
+    }
+
+    /// Of no use from then on: it is not sent (again) after that, and its delivery then says so. What is under way
+    /// at that moment is waited for. Kept to 10 ms: it may be given up that much too early.
+    ///
+    /// ```
+    /// # use std::time::{Duration, SystemTime};
+    /// let record = busbar_client::Record::new("quote").send_before(SystemTime::now() + Duration::from_secs(2));
+    /// assert!(record.send_before_ms.is_some());
+    /// ```
+    #[must_use]
+    pub fn send_before(mut self, deadline: SystemTime) -> Self {
+        let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.send_before_ms = Some(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
         self
     }
 

@@ -12,14 +12,16 @@ pub(crate) struct TopicView {
     pub(crate) batch_bytes_max: usize,
     /// By partition number.
     leaders: Vec<Leader>,
-    /// A topic of the same name and another id was seen: this one is gone.
-    pub(crate) replaced: bool,
+    /// Deleted, whether or not another topic has its name by now.
+    pub(crate) gone: bool,
 }
 
 /// Whom to ask about a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) leader: NodeId,
+    /// Of the metadata that named it; a larger one is a later election.
+    pub(crate) epoch: u64,
     /// Named by a node that refused, not by the metadata. Two nodes that name one another must not make us run
     /// between them: hearsay cuts a backoff short only a few times in a row.
     pub(crate) hinted: bool,
@@ -50,7 +52,7 @@ impl TopicView {
             return None;
         }
         let leaders = vec![Leader::default(); topic.partitions.len()];
-        let mut view = Self { id, batch_bytes_max: limits::BATCH_BYTES_DEFAULT as usize, leaders, replaced: false };
+        let mut view = Self { id, batch_bytes_max: limits::BATCH_BYTES_DEFAULT as usize, leaders, gone: false };
         view.merge(topic);
         Some(view)
     }
@@ -65,16 +67,25 @@ impl TopicView {
 
     /// Whom to ask, and whether that is hearsay.
     pub(crate) fn route(&self, partition: PartitionId) -> Option<Route> {
-        let known = self.leaders.get(partition.get() as usize).filter(|_| !self.replaced)?;
-        known.node.map(|leader| Route { leader, hinted: known.hinted })
+        let known = self.leaders.get(partition.get() as usize).filter(|_| !self.gone)?;
+        known.node.map(|leader| Route { leader, epoch: known.epoch, hinted: known.hinted })
     }
 
-    /// Takes over what is newer; whether anything was.
+    /// Whether this is news of our topic, not of a namesake.
+    pub(crate) fn is_of(&self, topic: &v1::Topic) -> bool {
+        TopicId::from_slice(&topic.id) == Some(self.id)
+    }
+
+    /// The topic is gone for good; whether that was news.
+    pub(crate) fn lose(&mut self) -> bool {
+        !std::mem::replace(&mut self.gone, true)
+    }
+
+    /// Takes over what is newer; whether anything was. A namesake tells nothing.
     pub(crate) fn merge(&mut self, topic: &v1::Topic) -> bool {
         let before = self.clone();
-        if TopicId::from_slice(&topic.id) != Some(self.id) {
-            self.replaced = true;
-            return *self != before;
+        if !self.is_of(topic) {
+            return false;
         }
         if let Some(config) = topic.config.as_ref().filter(|config| config.max_batch_bytes > 0) {
             self.batch_bytes_max = config.max_batch_bytes.min(limits::BATCH_BYTES_MAX) as usize;
@@ -144,7 +155,9 @@ mod tests {
     #[test]
     fn a_namesake_is_another_topic() {
         let mut view = TopicView::new(&topic(1, 5)).expect("a view");
-        assert!(view.merge(&v1::Topic { id: vec![8; 16].into(), ..topic(1, 9) }));
+        assert!(!view.merge(&v1::Topic { id: vec![8; 16].into(), ..topic(2, 9) }));
+        assert_eq!(view.leader(P0), node(1));
+        assert!(view.lose() && !view.lose());
         assert_eq!(view.leader(P0), None);
     }
 

@@ -114,7 +114,7 @@ impl Publishing {
             key: args.key.clone().map(Bytes::from),
             value: Bytes::new(),
             headers: args.headers.iter().map(|(name, value)| (name.clone(), Bytes::from(value.clone()))).collect(),
-            timestamp_ms: None,
+            ..Record::default()
         };
         Self { producer, template, unanswered: VecDeque::new(), summary: Summary::default() }
     }

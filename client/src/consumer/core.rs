@@ -83,6 +83,9 @@ impl Core {
 
     /// Opens what is due, moves what is led elsewhere, gives up what was not answered.
     fn tend(self: &Arc<Self>, subscription: &mut Subscription, now: Instant) {
+        if self.topic.view().gone {
+            return self.end(subscription);
+        }
         let route = self.topic.view().route(subscription.partition());
         if let Some(old) = route.and_then(|route| subscription.follow(route)) {
             self.close(old, subscription.id());
@@ -101,6 +104,19 @@ impl Core {
             }
         }
         self.alarm.set(subscription.wake_at());
+    }
+
+    /// The topic is gone: the application is told, each time that it asks for more.
+    fn end(&self, subscription: &mut Subscription) {
+        if let Some(feed) = subscription.fed_by() {
+            self.close(feed, subscription.id());
+        }
+        if subscription.halt() {
+            let text = "the topic was deleted; build another consumer once there is a topic of that name";
+            let refusal = Refusal::new(Reason::UnknownTopic, text);
+            self.inbox.put([Item::Fault(subscription.partition(), self.refused(subscription, refusal))]);
+            self.changed.notify_waiters();
+        }
     }
 
     fn feed_to(self: &Arc<Self>, node: NodeId) -> Arc<Feed> {
@@ -185,6 +201,7 @@ impl Core {
         tracing::debug!(topic = %self.topic.name, %partition, %node, %refusal, "subscription ended");
         match refusal.reason {
             Reason::NotLeader => self.topic.hint(partition, node, refusal.leader),
+            Reason::NoLeader => self.topic.doubt(),
             Reason::OffsetOutOfRange => self.look_for_log_start(partition),
             _ => {}
         }
@@ -238,6 +255,7 @@ impl Core {
         for subscription in self.subscriptions.values() {
             let mut subscription = subscription.lock();
             if subscription.lost(feed, now, self.cluster.env.random()) {
+                self.topic.doubt();
                 self.tend(&mut subscription, now);
             }
         }

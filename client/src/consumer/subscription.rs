@@ -355,6 +355,11 @@ impl Subscription {
         self.halt_if(halt).then_some(refusal)
     }
 
+    /// Nothing will come any more. Whether that is news to the application.
+    pub(crate) fn halt(&mut self) -> bool {
+        self.phase != Phase::Halted && self.halt_if(true)
+    }
+
     /// The application has been told of the fault and asks for more.
     pub(crate) fn resume(&mut self) {
         if self.phase == Phase::Halted {

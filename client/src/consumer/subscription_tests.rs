@@ -121,7 +121,7 @@ fn refusals_that_waiting_heals_are_never_told() {
 #[test]
 fn a_new_leader_cuts_a_pause_short() {
     let now = Instant::now();
-    let route = |leader| Route { leader: NodeId::new(leader), hinted: false };
+    let route = |leader| Route { leader: NodeId::new(leader), epoch: leader, hinted: false };
     let mut subscription = open_at(0, now);
     assert_eq!(subscription.follow(route(1)), Some(feed(1)), "the first news moves it");
     subscription.subscribe(feed(2), now);

@@ -6,7 +6,7 @@
 //!              `------- take: window idle, linger over, or flush --^
 //! ```
 //! Invariants: batches leave in the order in which they were begun; a batch has at least one record; deadlines
-//! never decrease from front to back.
+//! never decrease from front to back; the records of a batch may be sent until about the same time.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -40,6 +40,19 @@ pub(crate) struct Gathered {
     pub(crate) held_bytes: usize,
     pub(crate) begun: Instant,
     pub(crate) deadline: Instant,
+    /// The earliest of its records' own deadlines.
+    pub(crate) send_before: Option<Instant>,
+}
+
+/// Records whose own deadlines are this close share a batch, and the earliest deadline.
+const DEADLINES_ALIKE: Duration = Duration::from_millis(10);
+
+/// A record's times.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) timestamp_ms: i64,
+    /// Its own deadline.
+    pub(crate) send_before: Option<Instant>,
 }
 
 /// Where a record was put.
@@ -71,9 +84,14 @@ impl Batcher {
         Self { options, open: None, full: VecDeque::new(), expedite: false }
     }
 
-    /// Whether the next record begins a batch.
-    pub(crate) fn begins_batch(&self) -> bool {
-        self.open.is_none()
+    /// Whether this record, the next, begins a batch.
+    pub(crate) fn begins_batch(&self, record: &Record, send_before: Option<Instant>) -> bool {
+        !self.open.as_ref().is_some_and(|open| self.fits(open, record, send_before))
+    }
+
+    fn fits(&self, open: &Gathered, record: &Record, send_before: Option<Instant>) -> bool {
+        let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
+        open.builder.estimated_bytes() <= room && open.is_as_urgent(send_before)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -84,21 +102,22 @@ impl Batcher {
     pub(crate) fn push(
         &mut self,
         record: &Record,
-        timestamp_ms: i64,
+        times: Times,
         held_bytes: usize,
         now: impl FnOnce() -> Instant,
     ) -> Result<Placed, TooLarge> {
-        let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
-        if self.open.as_ref().is_some_and(|open| open.builder.estimated_bytes() > room) {
+        let Times { timestamp_ms, send_before } = times;
+        if self.begins_batch(record, send_before) {
             self.full.extend(self.open.take());
         }
         if let Some(open) = &mut self.open {
             if let Some(placed) = open.push(record, timestamp_ms, held_bytes) {
+                open.send_before = open.send_before.min(send_before);
                 return Ok(placed);
             }
             self.full.extend(self.open.take());
         }
-        let mut fresh = Gathered::new(&self.options, now());
+        let mut fresh = Gathered { send_before, ..Gathered::new(&self.options, now()) };
         let limit = self.options.batch_bytes_max;
         let too_large = TooLarge { bytes: HEADER_BYTES + record.bytes_max(), limit };
         let placed = fresh.push(record, timestamp_ms, held_bytes).ok_or(too_large)?;
@@ -121,13 +140,15 @@ impl Batcher {
         next
     }
 
-    /// Batches whose deadline has passed.
+    /// Batches whose deadline has passed, or that of their records.
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<Gathered> {
-        let mut expired = Vec::new();
-        while self.oldest().is_some_and(|oldest| oldest.deadline <= now) {
-            expired.extend(self.take());
+        let mut expired = VecDeque::new();
+        if self.full.iter().any(|batch| batch.is_expired(now)) {
+            (expired, self.full) = self.full.drain(..).partition(|batch| batch.is_expired(now));
         }
-        expired
+        expired.extend(self.open.take_if(|open| open.is_expired(now)));
+        self.expedite &= self.open.is_some();
+        expired.into()
     }
 
     /// The open batch is sent as soon as the window has room.
@@ -140,7 +161,8 @@ impl Batcher {
         let idle = in_flight < self.options.eager_batches;
         let linger = self.open.as_ref().filter(|_| idle).map(|open| open.begun + self.options.linger);
         let deadline = self.oldest().map(|oldest| oldest.deadline);
-        linger.into_iter().chain(deadline).min()
+        let own = self.full.iter().chain(&self.open).filter_map(|gathered| gathered.send_before);
+        linger.into_iter().chain(deadline).chain(own).min()
     }
 
     /// Tickets of everything that waits, oldest first.
@@ -162,6 +184,20 @@ impl Gathered {
             held_bytes: 0,
             begun: now,
             deadline: now + delivery_timeout,
+            send_before: None,
+        }
+    }
+
+    fn is_expired(&self, now: Instant) -> bool {
+        self.deadline <= now || self.send_before.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Whether a record that may be sent until then belongs here.
+    fn is_as_urgent(&self, send_before: Option<Instant>) -> bool {
+        match (self.send_before, send_before) {
+            (None, None) => true,
+            (Some(ours), Some(its)) => ours.max(its) - ours.min(its) <= DEADLINES_ALIKE,
+            _ => false,
         }
     }
 
@@ -194,7 +230,34 @@ mod tests {
     }
 
     fn push(batcher: &mut Batcher, bytes: usize, now: Instant) -> Result<Placed, TooLarge> {
-        batcher.push(&Record::new(vec![7; bytes]), 0, bytes, || now)
+        push_before(batcher, bytes, now, None)
+    }
+
+    fn push_before(
+        batcher: &mut Batcher,
+        bytes: usize,
+        now: Instant,
+        send_before: Option<Instant>,
+    ) -> Result<Placed, TooLarge> {
+        batcher.push(&Record::new(vec![7; bytes]), Times { timestamp_ms: 0, send_before }, bytes, || now)
+    }
+
+    #[test]
+    fn records_of_like_deadlines_share_a_batch_that_goes_with_the_earliest() {
+        let now = Instant::now();
+        let at = |ms| Some(now + Duration::from_millis(ms));
+        let mut batcher = batcher(LINGER);
+        for (deadline, wake_at) in [(at(1000), at(5)), (at(995), at(5)), (None, at(5)), (at(3), at(3)), (at(50), at(3))]
+        {
+            push_before(&mut batcher, 10, now, deadline).expect("room");
+            assert_eq!(batcher.wake_at(0), wake_at);
+        }
+        let counts =
+            |batches: Vec<Gathered>| batches.iter().map(|batch| batch.builder.record_count()).collect::<Vec<_>>();
+        assert_eq!(counts(batcher.expired(now + Duration::from_millis(3))), [1]);
+        assert_eq!(counts(batcher.expired(now + Duration::from_millis(995))), [2, 1]);
+        assert_eq!(batcher.take().map(|rest| rest.send_before), Some(None));
+        assert!(batcher.is_empty());
     }
 
     #[test]

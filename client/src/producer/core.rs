@@ -20,7 +20,7 @@ use std::{
 };
 
 use busbar_proto::{
-    NodeId, Offset, PartitionId, ProducerEpoch, ProducerId, Reason, Refusal,
+    NodeId, Offset, PartitionId, Reason, Refusal,
     v1::{self, publish_response::Outcome as Answer},
 };
 use parking_lot::Mutex;
@@ -28,25 +28,31 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     alarm::Alarm,
-    cluster::{Call, Cluster, Repeat},
+    breaker::Failure,
+    cluster::Cluster,
     error::SendError,
-    partitioner::{Sticky, partition_of_key},
-    pool,
+    partitioner::{Load, Sticky, partition_of_key},
     producer::{
+        batcher::Times,
+        destinations::{Destinations, Guards, Hold, Obstacle, blames_broker},
         link::{Correlation, Link, Outgoing},
-        shard::{Finished, Place, Shard},
+        shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
-        window::{Identity, LinkId},
+        window::LinkId,
     },
     record::Record,
-    retry::{Backoff, BackoffPolicy},
-    task::{Kind, Tasks},
+    task::Tasks,
     watch::TopicWatch,
 };
 
 /// A broker that calls a deadline passed while we have this much time left has another clock.
 const CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+/// A leader that leaves a batch unanswered for this long may be frozen: other nodes are asked who leads, and again
+/// as long as it stays silent. Its stream is kept until one of them names another, or the answer timeout is over.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+const DOUBT_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bounds that the core itself applies.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +60,8 @@ pub(crate) struct CoreOptions {
     pub(crate) in_flight_max: usize,
     pub(crate) buffer_bytes: usize,
     pub(crate) answer_timeout: Duration,
+    pub(crate) batch_bytes: usize,
+    pub(crate) guards: Guards,
 }
 
 #[derive(Debug)]
@@ -64,16 +72,22 @@ pub(crate) struct Core {
     pub(crate) buffer: Semaphore,
     pub(crate) counters: Counters,
     options: CoreOptions,
-    shards: Box<[Mutex<Shard>]>,
+    pub(super) shards: Box<[Mutex<Shard>]>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
+    pub(crate) destinations: Destinations,
     next_link: AtomicU64,
     sticky: Sticky,
+    loads: Box<[Load]>,
+    /// Milliseconds are counted from here.
+    zero: Instant,
     alarm: Alarm,
     /// Somebody is asking for a producer id.
-    identifying: AtomicBool,
+    pub(super) identifying: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     skewed: AtomicBool,
     closed: AtomicBool,
+    /// The topic is gone, and everything that was queued for it has been told.
+    gone: AtomicBool,
 }
 
 impl Core {
@@ -91,12 +105,16 @@ impl Core {
             counters: Counters::default(),
             shards: (0..partitions).map(|partition| Mutex::new(shard(PartitionId::new(partition)))).collect(),
             links: Mutex::default(),
+            destinations: Destinations::new(options.guards),
             next_link: AtomicU64::new(0),
             sticky: Sticky::new(first),
+            loads: (0..partitions).map(|_| Load::default()).collect(),
+            zero: cluster.env.now(),
             alarm: Alarm::new(cluster.env.now()),
             identifying: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             cluster,
             topic,
             options,
@@ -132,10 +150,13 @@ impl Core {
     }
 
     fn place(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
-        let timestamp_ms = record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms());
+        let times = Times {
+            timestamp_ms: record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms()),
+            send_before: record.send_before_ms.map(|deadline_ms| self.cluster.env.at_unix_ms(deadline_ms)),
+        };
         let (mut partition, keyless) = self.choose(record)?;
         let mut shard = self.shard(partition).lock();
-        if keyless && shard.batcher.begins_batch() && !self.sticky.may_begin(partition) {
+        if keyless && shard.batcher.begins_batch(record, times.send_before) && !self.sticky.may_begin(partition) {
             drop(shard);
             partition = self.move_on();
             shard = self.shard(partition).lock();
@@ -144,13 +165,17 @@ impl Core {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
-        let begins = shard.batcher.begins_batch();
-        let pushed = shard.batcher.push(record, timestamp_ms, held_bytes, || self.cluster.env.now());
+        if self.gone.load(Ordering::Acquire) {
+            return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
+        }
+        let begins = shard.batcher.begins_batch(record, times.send_before);
+        let pushed = shard.batcher.push(record, times, held_bytes, || self.cluster.env.now());
         let placed = pushed.map_err(|too_large| SendError::TooLarge {
             topic: self.topic.name.to_string(),
             bytes: too_large.bytes,
             limit: too_large.limit,
         })?;
+        self.load(partition).taken(held_bytes);
         // Most records join a batch that waits for the window: nothing is to be done for them.
         let now = self.cluster.env.now();
         if begins || shard.batcher.is_ready(shard.window.len(), now) {
@@ -172,9 +197,27 @@ impl Core {
         }
     }
 
+    fn clock(&self, now: Instant) -> Clock {
+        let env = &self.cluster.env;
+        Clock { now, now_ms: env.unix_ms(), random: env.random() }
+    }
+
     fn move_on(&self) -> PartitionId {
         let view = self.topic.view();
-        self.sticky.move_on(self.partitions(), self.cluster.env.random(), |partition| view.leader(partition))
+        let now_ms = self.load_ms(self.cluster.env.now());
+        let cost = |partition: PartitionId| {
+            view.leader(partition)?;
+            self.load(partition).cost(self.options.batch_bytes, now_ms)
+        };
+        self.sticky.move_on(self.partitions(), self.cluster.env.random(), cost)
+    }
+
+    fn load(&self, partition: PartitionId) -> &Load {
+        &self.loads[partition.get() as usize]
+    }
+
+    fn load_ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.zero).as_millis() as u64
     }
 
     /// Panics never: a partition is checked where it comes in.
@@ -183,18 +226,26 @@ impl Core {
     }
 
     /// Sends what may be sent, and sets the alarm for what may be later.
-    fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
+    pub(super) fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
         shard.follow(self.topic.view().route(shard.partition), now);
         shard.window.tick(now);
         shard.fill_window(now);
-        while let Some(link) = self.link_of(shard) {
-            let Some(flight) = shard.window.send(link.id, now) else { break };
+        while let Some((node, again)) = shard.destination(now) {
+            if let Err(Hold { obstacle, until }) = self.destinations.admit(node, shard.breaker.as_mut(), again, now) {
+                self.hold(shard, obstacle, now);
+                self.alarm.set(Some(until));
+                break;
+            }
+            let link = self.link_of(shard, node);
+            let partition = shard.partition;
+            self.load(partition).hold_back(false);
+            let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
-            let correlation = Correlation { partition: shard.partition, attempt: flight.attempt_id() };
-            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadline);
+            let correlation = Correlation { partition, attempt: flight.attempt_id() };
+            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadlines.earliest());
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
-                shard.window.link_lost(link.id, now, self.cluster.env.random());
+                shard.link_lost(link.id, &link.closed(), self.clock(now));
             }
             shard.fill_window(now);
         }
@@ -202,6 +253,7 @@ impl Core {
             self.identify();
         }
         self.alarm.set(shard.window.wake_at(self.options.answer_timeout));
+        self.alarm.set(shard.window.sent_at().map(|sent| (sent + DOUBT_AFTER).max(now + DOUBT_AGAIN)));
         // A window that is closed now is opened by news, not by time: only the deadline matters then.
         self.alarm.set(shard.batcher.wake_at(if shard.window.may_admit() { shard.window.len() } else { usize::MAX }));
     }
@@ -218,16 +270,20 @@ impl Core {
         }
     }
 
-    /// The link to the shard's leader, if the shard has something to put on it.
-    fn link_of(self: &Arc<Self>, shard: &mut Shard) -> Option<Arc<Link>> {
-        if !shard.window.has_waiting() {
-            return None;
+    fn hold(&self, shard: &mut Shard, obstacle: Obstacle, now: Instant) {
+        self.load(shard.partition).hold_back(true);
+        if shard.park(obstacle, now) {
+            tracing::debug!(partition = %shard.partition, %obstacle, "held back");
+            self.counters.held(obstacle);
         }
-        let node = shard.leader?;
-        if !shard.link.as_ref().is_some_and(|link| link.node == node && link.is_open()) {
-            shard.link = Some(self.link_to(node));
+    }
+
+    /// The link to the shard's leader.
+    fn link_of(self: &Arc<Self>, shard: &mut Shard, node: NodeId) -> Arc<Link> {
+        match &shard.link {
+            Some(link) if link.node == node && link.is_open() => link.clone(),
+            _ => shard.link.insert(self.link_to(node)).clone(),
         }
-        shard.link.clone()
     }
 
     fn link_to(self: &Arc<Self>, node: NodeId) -> Arc<Link> {
@@ -251,9 +307,12 @@ impl Core {
         let now = self.cluster.env.now();
         let finished = match answer.outcome {
             Some(Answer::Acknowledged(stored)) => {
+                if self.destinations.succeeded(node, now) {
+                    self.alarm.ring(); // Others wait for this one's word.
+                }
                 let mut shard = shard.lock();
                 let base = Offset::new(stored.base_offset);
-                let finished = shard.acknowledged(attempt, base, stored.duplicate, now);
+                let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
                 self.pump(&mut shard, now);
                 finished
             }
@@ -278,16 +337,32 @@ impl Core {
         tracing::debug!(%node, partition = %shard.partition, reason = refusal.reason.as_str(), "publish refused");
         match refusal.reason {
             Reason::NotLeader => self.topic.hint(shard.partition, node, refusal.leader),
+            Reason::NoLeader => self.topic.doubt(),
             Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
             _ => {}
         }
-        let finished = shard.refused(attempt, refusal, now, self.cluster.env.random());
+        let failure = blames_broker(refusal.reason);
+        if let Some(failure) = failure.filter(|&failure| failure == Failure::Soft || shard.is_first_failure()) {
+            self.broker_failed(node, failure, now);
+        }
+        let finished = shard.refused(attempt, refusal, self.clock(now));
         self.pump(&mut shard, now);
         finished
     }
 
+    fn broker_failed(&self, node: NodeId, failure: Failure, now: Instant) {
+        if self.destinations.failed(node, failure, self.clock(now)) {
+            tracing::debug!(%node, "circuit breaker opened");
+            self.counters.breaker_opened();
+        }
+    }
+
     fn compare_clocks(&self, shard: &Shard, now: Instant) {
-        let left = shard.window.flights().next().map_or(Duration::ZERO, |flight| flight.deadline - now);
+        let left = shard
+            .window
+            .flights()
+            .next()
+            .map_or(Duration::ZERO, |flight| flight.deadlines.earliest().saturating_duration_since(now));
         if left > CLOCK_SKEW && !self.skewed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 ?left,
@@ -306,12 +381,19 @@ impl Core {
             }
         }
         let now = self.cluster.env.now();
+        // Once, before anything is sent again: however many partitions it carried, it is one failure.
+        let mut lost = Vec::new();
         for shard in &self.shards {
-            let mut shard = shard.lock();
-            if shard.window.link_lost(id, now, self.cluster.env.random()) {
-                shard.last = Some(cause.clone());
-                self.pump(&mut shard, now);
+            if shard.lock().link_lost(id, &cause, self.clock(now)) {
+                lost.push(shard);
             }
+        }
+        if !lost.is_empty() {
+            self.topic.doubt();
+            self.broker_failed(node, Failure::Hard, now);
+        }
+        for shard in lost {
+            self.pump(&mut shard.lock(), now);
         }
     }
 
@@ -331,14 +413,18 @@ impl Core {
     fn sweep(self: &Arc<Self>) {
         self.alarm.begin_sweep();
         let now = self.cluster.env.now();
-        let replaced = self.topic.view().replaced;
-        let place = Place { topic: &self.topic.name, replaced };
+        if self.topic.view().gone {
+            return self.give_up();
+        }
         for shard in &self.shards {
             let mut finished = Vec::new();
             let overdue = {
                 let mut shard = shard.lock();
-                shard.expired(now, place, &mut finished);
+                shard.expired(self.clock(now), &mut finished);
                 self.pump(&mut shard, now);
+                if shard.window.overdue(now, DOUBT_AFTER).is_some() {
+                    self.topic.doubt();
+                }
                 shard.window.overdue(now, self.options.answer_timeout).and(shard.link.clone())
             };
             if let Some(link) = overdue {
@@ -361,66 +447,36 @@ impl Core {
         receipts
     }
 
+    /// The topic is gone: nothing is stored any more, and everybody who waits is told now.
+    fn give_up(&self) {
+        // Before the round: a record that comes behind us is refused under its shard's lock.
+        self.gone.store(true, Ordering::Release);
+        self.end(Ending::TopicGone);
+    }
+
     /// Ends everything at once; what is unfinished is told so.
     pub(crate) fn abandon(&self) {
         self.refuse_records();
         self.tasks.stop();
+        self.end(Ending::Dropped);
+    }
+
+    fn end(&self, ending: Ending) {
+        let clock = self.clock(self.cluster.env.now());
         for shard in &self.shards {
             let mut finished = Vec::new();
-            shard.lock().abandon(&mut finished);
+            shard.lock().abandon(ending, clock, &mut finished);
             self.announce(finished);
-        }
-    }
-
-    /// Asks the cluster for a producer id, for every shard that wants one.
-    fn identify(self: &Arc<Self>) {
-        if self.identifying.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let core = self.clone();
-        self.tasks.spawn(Kind::Identify, async move {
-            let identity = core.allocate().await;
-            // Before the round: a shard that comes to want one behind us starts another task.
-            core.identifying.store(false, Ordering::Release);
-            let now = core.cluster.env.now();
-            for shard in &core.shards {
-                let mut shard = shard.lock();
-                if shard.window.needs_identity() {
-                    shard.window.identify(identity);
-                    core.pump(&mut shard, now);
-                }
-            }
-        });
-    }
-
-    async fn allocate(&self) -> Identity {
-        let timeout = self.cluster.request_timeout;
-        let call = Call { what: "allocate a producer id", repeat: Repeat::Safe, timeout };
-        let mut backoff = Backoff::new(BackoffPolicy::default());
-        loop {
-            let ask = |channel| async { pool::broker(channel).allocate_producer(v1::AllocateProducerRequest {}).await };
-            let error = match self.cluster.call(call, ask).await {
-                Ok(answer) => match i16::try_from(answer.producer_epoch) {
-                    Ok(epoch) if answer.producer_id >= 0 && epoch >= 0 => {
-                        let id = ProducerId::new(answer.producer_id);
-                        return Identity { id, epoch: ProducerEpoch::new(epoch) };
-                    }
-                    _ => "a broker gave a negative producer id or an epoch out of range".to_owned(),
-                },
-                Err(error) => error.to_string(),
-            };
-            tracing::debug!(error, "no producer id yet");
-            let last = Refusal::new(Reason::NoLeader, format!("no producer id could be had: {error}"));
-            self.shards.iter().map(Mutex::lock).filter(|shard| shard.window.needs_identity()).for_each(|mut shard| {
-                shard.last = Some(last.clone());
-            });
-            tokio::time::sleep(backoff.failed(self.cluster.env.random(), None)).await;
         }
     }
 
     fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
         for finished in finished {
             self.counters.finished(&finished);
+            self.load(finished.partition).finished(finished.held_bytes);
+            if let Some(took) = finished.answered_within {
+                self.load(finished.partition).acknowledged(took, self.load_ms(self.cluster.env.now()));
+            }
             self.buffer.add_permits(finished.held_bytes);
             finished.ticket.resolve(finished.outcome);
         }

@@ -84,6 +84,11 @@ impl Link {
         !self.outgoing.is_closed() && !self.cut.is_cancelled()
     }
 
+    /// Why nothing can be put on it any more.
+    pub(crate) fn closed(&self) -> Refusal {
+        lost(self.node, "it is closed")
+    }
+
     /// Gives the stream up; everything under way on it is lost.
     pub(crate) fn cut(&self) {
         self.cut.cancel();

@@ -8,14 +8,21 @@
 //! | `shard` | one partition: batcher + window + leader |
 //! | `core` | all partitions, the buffer, the links; who calls whom |
 //! | `link` | one Publish stream |
+//! | `identity` | the producer id |
+//! | `destinations` | the brokers: circuit breakers, retry budgets |
 //! | `sealed`, `ticket`, `stats` | a batch's bytes, its receipt, the counters |
+//! | `story`, `report` | what happened to a batch, while it happens and told in the end |
 
 mod batcher;
 mod core;
+mod destinations;
+mod identity;
 mod link;
+mod report;
 mod sealed;
 mod shard;
 mod stats;
+pub(crate) mod story;
 mod ticket;
 mod window;
 
@@ -27,13 +34,18 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use self::{
     batcher::BatcherOptions,
     core::{Core, CoreOptions},
-    shard::Shard,
+    destinations::Guards,
+    shard::{Shard, ShardOptions},
 };
 pub use self::{
+    destinations::BrokerStats,
+    report::{Attempt, DeliveryReport, NextStep, Verdict},
     stats::ProducerStats,
     ticket::{Delivered, Delivery},
 };
 use crate::{
+    breaker::CircuitBreaker,
+    budget::RetryBudget,
     cluster::Cluster,
     error::{ClientError, DeliveryError, SendError, TrySendError},
     record::Record,
@@ -155,6 +167,12 @@ impl Producer {
         core.counters.read(core.buffered_bytes())
     }
 
+    /// How the brokers that it has sent to fare.
+    pub fn brokers(&self) -> Vec<BrokerStats> {
+        let core = &self.handle.core;
+        core.destinations.stats(core.cluster.env.now())
+    }
+
     /// The topic it publishes to.
     pub fn topic(&self) -> &str {
         &self.handle.core.topic.name
@@ -200,6 +218,7 @@ pub struct ProducerBuilder {
     buffer_bytes: usize,
     delivery_timeout: Duration,
     answer_timeout: Duration,
+    guards: Guards,
 }
 
 impl ProducerBuilder {
@@ -215,6 +234,10 @@ impl ProducerBuilder {
             buffer_bytes: 32 << 20,
             delivery_timeout: Duration::from_secs(30),
             answer_timeout: ANSWER_TIMEOUT,
+            guards: Guards {
+                retry_budget: Some(RetryBudget::default()),
+                circuit_breaker: Some(CircuitBreaker::default()),
+            },
         }
     }
 
@@ -268,6 +291,22 @@ impl ProducerBuilder {
         self
     }
 
+    /// How many batches may be sent again to one broker; `None` = any number. What is over it waits. A batch that
+    /// goes to a node for the first time, as after an election, is no retry. Default: 10 a second, and 20 for each
+    /// hundred batches sent.
+    pub fn retry_budget(mut self, budget: impl Into<Option<RetryBudget>>) -> Self {
+        self.guards.retry_budget = budget.into();
+        self
+    }
+
+    /// When batches are held back from a broker or a partition that fails; `None` = never. They wait for it to
+    /// recover until their delivery timeout, without attempts. Default: after 5 failures in a row, or when half of
+    /// 20 or more answers within 10 s were failures.
+    pub fn circuit_breaker(mut self, breaker: impl Into<Option<CircuitBreaker>>) -> Self {
+        self.guards.circuit_breaker = breaker.into();
+        self
+    }
+
     /// Looks the topic up and starts the producer.
     ///
     /// # Errors
@@ -275,7 +314,7 @@ impl ProducerBuilder {
     pub async fn build(self) -> Result<Producer, ClientError> {
         self.check()?;
         let Self { cluster, topic, linger, batch_bytes, compression, .. } = self;
-        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, .. } = self;
+        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, guards, .. } = self;
         let topic = TopicWatch::open(&cluster, &topic).await?;
         let batch_bytes_max = topic.view().batch_bytes_max;
         let batching = BatcherOptions {
@@ -286,8 +325,11 @@ impl ProducerBuilder {
             eager_batches,
             delivery_timeout,
         };
-        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout };
-        let core = Core::new(cluster, topic, options, |partition| Shard::new(partition, batching, in_flight));
+        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, batch_bytes, guards };
+        let name = topic.name.clone();
+        let (circuit_breaker, now) = (guards.circuit_breaker, cluster.env.now());
+        let shard_options = ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, now };
+        let core = Core::new(cluster, topic, options, |partition| Shard::new(name.clone(), partition, shard_options));
         core.tasks.spawn(Kind::ProducerUpkeep, core.clone().upkeep());
         Ok(Producer { handle: Arc::new(Handle { core, buffer_bytes, batch_bytes_max }) })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use busbar_proto::batch::{BatchHeader, HEADER_BYTES, ProducerState};
 use bytes::{Bytes, BytesMut};
 
-use crate::producer::{batcher::Gathered, ticket::Ticket, window::Sealed};
+use crate::producer::{batcher::Gathered, story::Diary, ticket::Ticket, window::Sealed};
 
 /// The checksum covers everything from the attributes on.
 const CHECKED_FROM: usize = 21;
@@ -18,12 +18,14 @@ pub(crate) struct SealedBatch {
     /// Buffer space its records hold.
     pub(crate) held_bytes: usize,
     pub(crate) records: u32,
+    pub(crate) diary: Diary,
 }
 
 impl SealedBatch {
     pub(crate) fn seal(gathered: Gathered, producer: ProducerState) -> Self {
-        let Gathered { builder, ticket, held_bytes, .. } = gathered;
-        Self { records: builder.record_count(), bytes: builder.build(producer), ticket, held_bytes }
+        let Gathered { builder, ticket, held_bytes, begun, .. } = gathered;
+        let (records, diary) = (builder.record_count(), Diary::new(begun));
+        Self { bytes: builder.build(producer), ticket, held_bytes, records, diary }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::producer::{shard::Finished, ticket::Stored};
+use crate::producer::{destinations::Obstacle, shard::Finished, ticket::Stored};
 
 /// What a producer has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,12 @@ pub struct ProducerStats {
     pub batches: u64,
     /// Times a batch was sent again.
     pub retries: u64,
+    /// Times that a partition's batches were held back by an open circuit breaker.
+    pub parked: u64,
+    /// Times that a partition's retries were held back by a spent retry budget.
+    pub retries_held: u64,
+    /// Times that a broker's circuit breaker opened.
+    pub breakers_opened: u64,
     /// Bytes of buffer that unfinished records hold now.
     pub buffered_bytes: u64,
     /// Time that calls of `send()` have spent waiting for buffer space, together.
@@ -37,6 +43,9 @@ pub(crate) struct Counters {
     failed: AtomicU64,
     batches: AtomicU64,
     retries: AtomicU64,
+    parked: AtomicU64,
+    retries_held: AtomicU64,
+    breakers_opened: AtomicU64,
     waited_us: AtomicU64,
 }
 
@@ -48,6 +57,18 @@ impl Counters {
     pub(crate) fn sent(&self, attempts: u32) {
         let counter = if attempts > 1 { &self.retries } else { &self.batches };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn held(&self, by: Obstacle) {
+        let counter = match by {
+            Obstacle::PartitionBreaker | Obstacle::BrokerBreaker(_) => &self.parked,
+            Obstacle::RetryBudget(_) => &self.retries_held,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn breaker_opened(&self) {
+        self.breakers_opened.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn finished(&self, finished: &Finished) {
@@ -76,6 +97,9 @@ impl Counters {
             failed: read(&self.failed),
             batches: read(&self.batches),
             retries: read(&self.retries),
+            parked: read(&self.parked),
+            retries_held: read(&self.retries_held),
+            breakers_opened: read(&self.breakers_opened),
             buffered_bytes,
             waited: Duration::from_micros(read(&self.waited_us)),
         }

@@ -16,10 +16,10 @@ use std::{
 use busbar_proto::{Offset, PartitionId};
 use parking_lot::Mutex;
 
-use crate::error::DeliveryError;
+use crate::{error::DeliveryError, producer::report::DeliveryReport};
 
 /// A record is stored, as durably as its topic demands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
     /// The partition it was stored in.
     pub partition: u32,
@@ -27,8 +27,8 @@ pub struct Delivered {
     pub offset: u64,
     /// An earlier attempt had stored it already; it is stored once.
     pub duplicate: bool,
-    /// Times its batch was sent.
-    pub attempts: u32,
+    /// How it got there.
+    pub report: DeliveryReport,
 }
 
 /// Resolves when the record's fate is known. Dropping it does not take the record back. Cancel safe.
@@ -57,7 +57,7 @@ impl Delivery {
             partition: stored.partition.get(),
             offset: stored.base.advance(self.index.into()).get(),
             duplicate: stored.duplicate,
-            attempts: stored.attempts,
+            report: stored.report.clone(),
         })
     }
 }
@@ -78,12 +78,12 @@ impl Future for Delivery {
 pub(crate) type Outcome = Result<Stored, DeliveryError>;
 
 /// Where a batch is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) partition: PartitionId,
     pub(crate) base: Offset,
     pub(crate) duplicate: bool,
-    pub(crate) attempts: u32,
+    pub(crate) report: DeliveryReport,
 }
 
 /// A batch's outcome and who waits for it.
@@ -138,10 +138,18 @@ impl Ticket {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::producer::story::{Diary, Epilogue};
+
+    fn report() -> DeliveryReport {
+        let now = Instant::now();
+        Diary::new(now).failed(Epilogue { topic: "t".into(), partition: 4, now, now_ms: 0 })
+    }
 
     fn stored(base: u64) -> Stored {
-        Stored { partition: PartitionId::new(4), base: Offset::new(base), duplicate: false, attempts: 2 }
+        Stored { partition: PartitionId::new(4), base: Offset::new(base), duplicate: false, report: report() }
     }
 
     #[tokio::test]
@@ -159,9 +167,9 @@ mod tests {
     #[tokio::test]
     async fn the_first_outcome_stays() {
         let ticket = Arc::new(Ticket::default());
-        ticket.resolve(Err(DeliveryError::Closed));
+        ticket.resolve(Err(DeliveryError::Closed { report: report() }));
         ticket.resolve(Ok(stored(1)));
-        assert_eq!(Delivery::new(ticket, 0).await, Err(DeliveryError::Closed));
+        assert!(matches!(Delivery::new(ticket, 0).await, Err(DeliveryError::Closed { .. })));
     }
 
     #[tokio::test]

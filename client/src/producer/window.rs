@@ -37,6 +37,9 @@ use crate::{
 /// Gaps in a row at the front, each after all others were answered, that prove that the broker forgot us.
 const FRONT_GAPS_MAX: u32 = 3;
 
+/// A broker may call a deadline passed this much later than we do.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
+
 /// What a window holds.
 pub(crate) trait Sealed {
     /// Takes another identity and sequence; its bytes change.
@@ -73,7 +76,7 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Flight<B> {
     pub(crate) batch: B,
-    pub(crate) deadline: Instant,
+    pub(crate) deadlines: Deadlines,
     pub(crate) attempts: u32,
     serial: Serial,
     records: u32,
@@ -81,6 +84,27 @@ pub(crate) struct Flight<B> {
     under_way: Option<UnderWay>,
     /// An attempt ended without an answer: it may have been stored.
     unanswered: bool,
+}
+
+/// Until when a batch is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// Its fate must be known.
+    pub(crate) delivery: Instant,
+    /// It may be sent, for the first time or again.
+    pub(crate) send_before: Option<Instant>,
+}
+
+impl Deadlines {
+    /// From then on no broker stores a copy that is still on its way.
+    fn copies_until(&self) -> Instant {
+        self.send_before.map_or(self.delivery, |send_before| self.delivery.min(send_before + CLOCKS_APART))
+    }
+
+    /// The earlier one: what a broker is told.
+    pub(crate) fn earliest(&self) -> Instant {
+        self.send_before.map_or(self.delivery, |send_before| send_before.min(self.delivery))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +121,10 @@ impl<B: Sealed> Flight<B> {
 
     pub(crate) fn attempt_id(&self) -> AttemptId {
         AttemptId { serial: self.serial.0 as u32, attempt: self.attempts as u16 }
+    }
+
+    fn is_expired(&self, now: Instant) -> bool {
+        self.deadlines.delivery <= now || (self.under_way.is_none() && self.deadlines.earliest() <= now)
     }
 
     /// The attempt under way is over, answered or given up.
@@ -189,19 +217,23 @@ impl<B: Sealed> Window<B> {
         self.flights.iter()
     }
 
+    pub(crate) fn flights_mut(&mut self) -> impl Iterator<Item = &mut Flight<B>> {
+        self.flights.iter_mut()
+    }
+
     /// Whether another batch may be sealed.
     pub(crate) fn may_admit(&self) -> bool {
         self.phase == Phase::Steady && self.hole.is_none() && self.flights.len() < self.in_flight_max
     }
 
     /// Seals a batch with the next sequences. Only when [`Self::may_admit`].
-    pub(crate) fn admit(&mut self, records: u32, deadline: Instant, seal: impl FnOnce(ProducerState) -> B) {
+    pub(crate) fn admit(&mut self, records: u32, deadlines: Deadlines, seal: impl FnOnce(ProducerState) -> B) {
         assert!(self.may_admit(), "the window is closed");
         let Some(Identity { id, epoch }) = self.identity else { unreachable!("steady without an identity") };
         let sequence = self.next_sequence;
         self.flights.push_back(Flight {
             batch: seal(ProducerState { id, epoch, sequence }),
-            deadline,
+            deadlines,
             attempts: 0,
             serial: self.next_serial,
             records,
@@ -213,9 +245,21 @@ impl<B: Sealed> Window<B> {
         self.next_sequence = sequence.advance(records);
     }
 
-    /// Whether [`Self::send`] would give something.
-    pub(crate) fn has_waiting(&self) -> bool {
-        self.phase == Phase::Steady && self.flights.back().is_some_and(|flight| flight.under_way.is_none())
+    /// Whether nothing has failed since the last pause was over.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.phase == Phase::Steady
+    }
+
+    /// What [`Self::send`] would give.
+    pub(crate) fn next_waiting(&self, now: Instant) -> Option<&Flight<B>> {
+        let next = self.flights.iter().find(|flight| flight.under_way.is_none())?;
+        // What has expired is taken out first.
+        (self.phase == Phase::Steady && !next.is_expired(now)).then_some(next)
+    }
+
+    /// What is not under way.
+    pub(crate) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Flight<B>> {
+        self.flights.iter_mut().filter(|flight| flight.under_way.is_none())
     }
 
     /// The next batch to put on `link`; it counts as under way from now on.
@@ -252,7 +296,7 @@ impl<B: Sealed> Window<B> {
     ) -> Option<Flight<B>> {
         let at = self.flights.iter().position(|flight| flight.attempt_id() == attempt)?;
         let flight = &mut self.flights[at];
-        flight.under_way?;
+        let sent = flight.under_way?.since;
         flight.land(true);
         let gone = match verdict {
             Verdict::Retry { perhaps_stored, advice } => {
@@ -261,7 +305,7 @@ impl<B: Sealed> Window<B> {
                 None
             }
             Verdict::Gap => {
-                self.gap(at, now, random);
+                self.gap(at, sent, random);
                 None
             }
             Verdict::Final { perhaps_stored } => {
@@ -288,6 +332,11 @@ impl<B: Sealed> Window<B> {
     pub(crate) fn leader_moved(&mut self, route: Route, now: Instant) {
         self.flights.iter_mut().filter(|flight| flight.under_way.is_some()).for_each(|flight| flight.land(false));
         self.settle(now);
+        self.hurry(route);
+    }
+
+    /// There was an election: a pause is over, unless it is hearsay and was hurried for often.
+    pub(crate) fn hurry(&mut self, route: Route) {
         if matches!(self.phase, Phase::Paused { .. }) && route.is_worth_hurrying(self.backoff.failures()) {
             self.phase = Phase::Steady;
         }
@@ -295,9 +344,9 @@ impl<B: Sealed> Window<B> {
 
     /// Removes the batches whose deadline has passed, oldest first.
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<Flight<B>> {
-        let count = self.flights.iter().take_while(|flight| flight.deadline <= now).count();
+        let gone: Vec<_> = (0..self.flights.len()).filter(|&at| self.flights[at].is_expired(now)).collect();
         // From the back: where all go and none was stored, their sequences are simply used again.
-        let mut expired: Vec<_> = (0..count).rev().filter_map(|at| self.remove(at)).collect();
+        let mut expired: Vec<_> = gone.into_iter().rev().filter_map(|at| self.remove(at)).collect();
         expired.reverse();
         self.settle(now);
         expired
@@ -339,15 +388,22 @@ impl<B: Sealed> Window<B> {
         (oldest.since + answer_timeout <= now).then_some(oldest.link)
     }
 
+    /// When the oldest attempt under way was sent.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
+        self.flights.iter().find_map(|flight| flight.under_way).map(|under_way| under_way.since)
+    }
+
     /// When to look again, apart from news.
     pub(crate) fn wake_at(&self, answer_timeout: Duration) -> Option<Instant> {
-        let deadline = self.flights.front().map(|flight| flight.deadline);
+        let deadline = self.flights.front().map(|flight| flight.deadlines.delivery);
+        let own = self.flights.iter().filter(|flight| flight.under_way.is_none());
+        let own = own.filter_map(|flight| flight.deadlines.send_before);
         let overdue = self.flights.iter().find_map(|flight| flight.under_way).map(|sent| sent.since + answer_timeout);
         let pause = match self.phase {
             Phase::Paused { until } => Some(until),
             _ => None,
         };
-        deadline.into_iter().chain(overdue).chain(pause).min()
+        deadline.into_iter().chain(own).chain(overdue).chain(pause).min()
     }
 
     /// Everything still here, when the producer ends.
@@ -365,7 +421,7 @@ impl<B: Sealed> Window<B> {
         self.phase = Phase::Settling { then: Then::Pause(delay) };
     }
 
-    fn gap(&mut self, at: usize, now: Instant, random: u64) {
+    fn gap(&mut self, at: usize, sent: Instant, random: u64) {
         if at > 0 {
             return self.retry(None, random);
         }
@@ -373,7 +429,8 @@ impl<B: Sealed> Window<B> {
         // What may be stored is never given another number: a gap that its own earlier attempt could explain
         // away is waited out until the deadline.
         let forgotten = self.front_gaps >= FRONT_GAPS_MAX && !self.flights[0].unanswered;
-        let proven = self.hole.is_some_and(|hole| hole.copies_until <= Some(now));
+        // An answer may be old news: what counts is that no copy could be stored any more when we asked.
+        let proven = self.hole.is_some_and(|hole| hole.copies_until <= Some(sent));
         match proven || forgotten {
             true => self.phase = Phase::Settling { then: Then::Renew },
             false => self.retry(None, random),
@@ -383,7 +440,7 @@ impl<B: Sealed> Window<B> {
     /// Takes a batch out that was not acknowledged.
     fn remove(&mut self, at: usize) -> Option<Flight<B>> {
         let flight = self.flights.remove(at)?;
-        let copies_until = flight.is_uncertain().then_some(flight.deadline);
+        let copies_until = flight.is_uncertain().then(|| flight.deadlines.copies_until());
         if at == self.flights.len() && copies_until.is_none() {
             self.next_sequence = flight.sequence;
             return Some(flight);

@@ -37,6 +37,27 @@ async fn one_of_the_servers_is_enough() {
 }
 
 #[tokio::test]
+async fn servers_that_keep_silent_cost_no_timeout_each() {
+    let cluster = Cluster::start(1).await;
+    let mut silent = Vec::new();
+    for _ in 0..6 {
+        silent.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port"));
+    }
+    let address = |listener: &tokio::net::TcpListener| listener.local_addr().expect("an address").to_string();
+    let servers: Vec<_> = silent.iter().map(address).chain([cluster.servers()]).collect();
+    for seed in 0..4 {
+        // Less than one silent server's timeout; the order of the servers is by chance.
+        let env = busbar_client::env::Env::new(
+            std::sync::Arc::new(busbar_client::env::SystemClock),
+            std::sync::Arc::new(busbar_client::env::SeededEntropy::new(seed)),
+        );
+        let builder = Client::builder().servers(servers.join(",")).request_timeout(Duration::from_secs(4)).env(env);
+        let client = soon("connect", builder.build()).await.expect("one of them answers");
+        assert!(client.admin().list_topics().await.expect("a list").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn something_that_is_no_broker_is_told() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();

@@ -112,6 +112,41 @@ async fn a_killed_leader_is_read_on_from_the_next_one() {
 }
 
 #[tokio::test]
+async fn a_frozen_leader_is_read_on_from_the_next_one_at_once() {
+    for watched in [1, 2] {
+        let cluster = Cluster::start(3).await;
+        cluster.create("t", 1);
+        cluster.fill(0, 5, 10);
+        let client = busbar_client::Client::connect(cluster.address(watched)).await.expect("it answers");
+        let mut consumer = client.consumer("t").build().await.expect("a consumer");
+        let mut values = read(&mut consumer, 50).await;
+        cluster.freeze(1, true);
+        cluster.lead(0, 3);
+        cluster.fill(0, 5, 10);
+        // A connection without an answer is given up after 10 s: that would be too late.
+        let rest = tokio::time::timeout(Duration::from_secs(6), read(&mut consumer, 50)).await;
+        values.extend(rest.expect("the next leader is followed at once"));
+        assert_eq!(values, numbers(100));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_topics_consumer_is_told() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    cluster.fill(0, 1, 5);
+    let mut consumer = client.consumer("t").build().await.expect("a consumer");
+    assert_eq!(read(&mut consumer, 5).await, numbers(5));
+    cluster.delete();
+    cluster.create("t", 1);
+    for _ in 0..2 {
+        match soon("next", consumer.next()).await {
+            Err(ConsumeError::Refused { refusal, .. }) => assert_eq!(refusal.reason, Reason::UnknownTopic),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_unread_consumer_costs_its_credit_and_no_more() {
     let (cluster, client) = Cluster::with_topic(1).await;
     let producer = client.producer("t").build().await.expect("a producer");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use busbar_client::{DeliveryError, Producer, Reason};
+use busbar_client::{DeliveryError, NextStep, Producer, Reason, SendError, Verdict};
 
 use crate::{
     fake::{Cluster, PublishFault, numbers, record},
@@ -64,6 +64,35 @@ async fn no_fault_loses_doubles_or_reorders() {
 }
 
 #[tokio::test]
+async fn a_delivery_tells_every_attempt_and_what_was_done_next() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    let faults = [PublishFault::Refuse(Reason::Overloaded), PublishFault::Drop { stored: true }];
+    cluster.edit(0, |partition| partition.publish_faults.extend(faults));
+    let producer = client.producer("t").build().await.expect("a producer");
+    let deliveries = [producer.send(record(0)).await.expect("taken"), producer.send(record(1)).await.expect("taken")];
+    let [first, _] = deliveries.map(|delivery| tokio::spawn(soon("delivery", delivery)));
+    let delivered = first.await.expect("joined").expect("stored");
+    let report = &delivered.report;
+    assert_eq!((report.topic(), report.partition(), report.base_offset()), ("t", 0, Some(0)));
+    let [refused, unanswered, stored] = report.attempts() else { panic!("{report}") };
+    assert!(
+        matches!(&refused.verdict, Verdict::Refused { reason: Reason::Overloaded, message } if message == "scripted")
+    );
+    assert!(matches!(&unanswered.verdict, Verdict::Unanswered { why } if why.contains("broke")), "{report}");
+    assert!(matches!((&stored.verdict, stored.next), (Verdict::Duplicate, NextStep::Delivered)), "{report}");
+    for again in [refused, unanswered] {
+        assert!(matches!(again.next, NextStep::SentAgain { .. }) && again.node == 1, "{report}");
+    }
+    assert!(delivered.duplicate && refused.at <= unanswered.at && unanswered.at <= stored.at);
+
+    cluster.edit(0, |partition| partition.publish_faults.push_back(PublishFault::Refuse(Reason::CorruptBatch)));
+    let failed = soon("refusal", producer.send(record(2)).await.expect("taken")).await.expect_err("refused for good");
+    let [only] = failed.report().attempts() else { panic!("{}", failed.report()) };
+    assert!(matches!(&only.verdict, Verdict::Refused { reason: Reason::CorruptBatch, .. }));
+    assert_eq!(only.next, NextStep::GaveUp);
+}
+
+#[tokio::test]
 async fn a_killed_leaders_batches_are_stored_by_the_next_one() {
     let (mut cluster, client) = Cluster::with_topic(1).await;
     let producer = client.producer("t").batch_bytes(1024).build().await.expect("a producer");
@@ -110,7 +139,7 @@ async fn a_record_that_was_never_sent_is_certainly_not_stored() {
     let error = soon("expiry", delivery).await.expect_err("nobody leads");
     assert!(error.has_no_side_effects() && error.is_retryable());
     match error {
-        DeliveryError::Rejected(refusal) => {
+        DeliveryError::Rejected { refusal, .. } => {
             assert_eq!(refusal.reason, Reason::DeadlineExceeded);
             assert!(refusal.message.contains("no leader is known"), "{refusal}");
         }
@@ -152,7 +181,9 @@ async fn an_unanswered_record_is_unknown_and_those_after_it_go_on_in_order() {
         let lost = producer.send(record(0)).await.expect("taken");
         let error = soon("expiry", lost).await.expect_err("it was not answered");
         match &error {
-            DeliveryError::Unknown { attempts: 1, .. } => assert!(!error.has_no_side_effects()),
+            DeliveryError::Unknown { report, .. } => {
+                assert!(!error.has_no_side_effects() && report.attempt_count() == 1);
+            }
             other => panic!("{other:?}"),
         }
         // The stream still hangs; it is given up and what comes after is stored through another.
@@ -197,7 +228,9 @@ async fn a_refusal_for_good_hits_one_batch_only() {
         let failed: Vec<_> = (0..1000).filter(|&number| outcomes[number].is_err()).collect();
         assert!(!failed.is_empty() && failed.is_sorted() && failed[failed.len() - 1] - failed[0] == failed.len() - 1);
         for &number in &failed {
-            assert!(matches!(&outcomes[number], Err(DeliveryError::Rejected(refusal)) if refusal.reason == reason));
+            assert!(
+                matches!(&outcomes[number], Err(DeliveryError::Rejected { refusal, .. }) if refusal.reason == reason)
+            );
         }
         let want = numbers(1000).into_iter().filter(|number| !failed.contains(&number.parse().expect("a number")));
         assert_eq!(cluster.values(0), want.collect::<Vec<_>>(), "{reason:?}");
@@ -220,17 +253,80 @@ async fn a_producer_that_the_broker_forgot_starts_over() {
 }
 
 #[tokio::test]
-async fn a_topic_that_was_replaced_gets_nothing() {
-    let (cluster, client) = Cluster::with_topic(1).await;
-    let builder = client.producer("t").delivery_timeout(Duration::from_millis(500));
-    let producer = builder.build().await.expect("a producer");
-    soon("before", producer.send(record(0)).await.expect("taken")).await.expect("stored");
-    cluster.edit_all(|state| {
-        state.topics.remove("t");
-        state.topics.insert("placeholder".to_owned(), crate::fake::Topic::empty(77));
-    });
-    cluster.create("t", 1);
-    let error = soon("after", producer.send(record(1)).await.expect("taken")).await.expect_err("another topic");
-    assert!(error.has_no_side_effects(), "{error}");
-    assert!(cluster.values(0).is_empty());
+async fn a_deleted_topics_producer_is_told_at_once() {
+    for recreated in [true, false] {
+        // Waiting for the delivery timeout would take longer than the test may.
+        let (cluster, client) = Cluster::with_topic(1).await;
+        let producer =
+            client.producer("t").delivery_timeout(Duration::from_secs(3600)).build().await.expect("a producer");
+        soon("before", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+        cluster.edit_all(|state| state.held = true);
+        let under_way = producer.send(record(1)).await.expect("taken");
+        let queued = producer.send(record(2)).await.expect("taken");
+        cluster.delete();
+        if recreated {
+            cluster.create("t", 1);
+        }
+        for delivery in [under_way, queued] {
+            let error = soon("pending", delivery).await.expect_err("the topic is gone");
+            assert!(matches!(&error, DeliveryError::TopicGone { report } if report.topic() == "t"), "{error:?}");
+            assert!(error.has_no_side_effects() && !error.is_retryable());
+        }
+        let refused = producer.send(record(3)).await.expect_err("the topic is gone");
+        assert_eq!(refused, SendError::TopicGone { topic: "t".to_owned() });
+        soon("close", producer.close()).await.expect("nothing is left");
+        if recreated {
+            cluster.edit_all(|state| state.held = false);
+            let another = client.producer("t").build().await.expect("a producer of the new topic");
+            soon("anew", another.send(record(4)).await.expect("taken")).await.expect("stored");
+            assert_eq!(cluster.values(0), ["4"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_has_not_heard_of_the_topic_yet_does_not_make_it_gone() {
+    let cluster = Cluster::start(3).await;
+    cluster.create("t", 3);
+    let client = cluster.client().await;
+    let producer = client.producer("t").build().await.expect("a producer");
+    for lagging in [1, 2, 3, 1, 2, 3] {
+        cluster.edit_all(|state| state.lagging = Some(lagging));
+        for partition in 0..3 {
+            let record = record(lagging as usize).partition(partition);
+            soon("send", producer.send(record).await.expect("taken")).await.expect("stored");
+        }
+        // The next node to lag is not the one that is asked now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(cluster.values(0).len(), 6);
+}
+
+#[tokio::test]
+async fn a_frozen_leaders_batches_are_stored_by_the_next_one_at_once() {
+    for watched in [1, 2] {
+        let mut cluster = Cluster::start(3).await;
+        cluster.create("t", 1);
+        // The watch is served by the node that freezes, or by another.
+        let client = busbar_client::Client::connect(cluster.address(watched)).await.expect("it answers");
+        // Shorter than the answer timeout: what is not sent again before that fails.
+        let builder = client.producer("t").batch_bytes(1024).delivery_timeout(Duration::from_secs(8));
+        let producer = builder.build().await.expect("a producer");
+        soon("first", producer.send(record(0)).await.expect("taken")).await.expect("stored");
+        cluster.freeze(1, true);
+        let mut deliveries = Vec::new();
+        for number in 1..500 {
+            deliveries.push(producer.send(record(number)).await.expect("taken"));
+        }
+        cluster.lead(0, 3);
+        let begun = std::time::Instant::now();
+        for delivery in deliveries {
+            soon("delivery", delivery).await.expect("stored");
+        }
+        println!("watching through node {watched}: written again {:?} after the election", begun.elapsed());
+        assert_eq!(cluster.values(0), numbers(500));
+        cluster.freeze(1, false);
+        cluster.kill(2).await;
+        soon("after", producer.send(record(500)).await.expect("taken")).await.expect("stored");
+    }
 }

@@ -6,8 +6,8 @@ mod client;
 mod consumer;
 mod delivery;
 mod fake;
+mod guards;
 mod producer;
-mod speed;
 
 use std::{future::Future, time::Duration};
 

@@ -22,7 +22,7 @@ async fn records_are_stored_in_order_with_their_offsets() {
     for (delivery, offset) in deliveries.into_iter().zip(0..) {
         let delivered = soon("delivery", delivery).await.expect("stored");
         assert_eq!((delivered.partition, delivered.offset, delivered.duplicate), (0, offset, false));
-        assert_eq!(delivered.attempts, 1);
+        assert_eq!(delivered.report.attempt_count(), 1);
     }
     assert_eq!(cluster.values(0), numbers(1000));
     let stats = producer.stats();
@@ -101,11 +101,14 @@ async fn keys_and_numbers_choose_partitions_and_keyless_records_use_all() {
     let delivery = producer.send(Record::new("x").key("21").partition(3)).await.expect("taken");
     assert_eq!(soon("delivery", delivery).await.expect("stored").partition, 3);
     let mut used = [false; 4];
-    for number in 0..200 {
-        let delivery = producer.send(record(number)).await.expect("taken");
-        used[soon("delivery", delivery).await.expect("stored").partition as usize] = true;
-    }
-    assert_eq!(used, [true; 4]);
+    // One that was slow once is tried again after a while.
+    soon("all are used", async {
+        while used != [true; 4] {
+            let delivery = producer.send(record(0)).await.expect("taken");
+            used[delivery.await.expect("stored").partition as usize] = true;
+        }
+    })
+    .await;
     let refused = producer.send(record(0).partition(4)).await.expect_err("no such partition");
     assert_eq!(refused.to_string(), "topic \"t\" has partitions 0 to 3, not 4");
     drop(cluster);
@@ -212,7 +215,7 @@ async fn dropping_a_producer_tells_what_became_of_its_records() {
     })
     .await;
     drop(producer);
-    assert_eq!(soon("queued", queued).await, Err(DeliveryError::Closed));
+    assert!(matches!(soon("queued", queued).await, Err(DeliveryError::Closed { .. })));
     // Whether the second batch has left this machine by now is a matter of luck; it is never called delivered.
     assert!(soon("sent", sent).await.is_err());
 }

@@ -104,8 +104,14 @@ pub(crate) struct State {
     addresses: Vec<String>,
     /// Publishes are kept back while set.
     pub(crate) held: bool,
+    /// Every publish is refused with this while set.
+    pub(crate) sick: Option<Reason>,
+    /// Publishes received.
+    pub(crate) publishes: usize,
     /// Producer ids are refused while set.
     pub(crate) no_producer_ids: bool,
+    /// This node has not heard of any topic yet.
+    pub(crate) lagging: Option<u64>,
     /// The brokers' clock runs ahead by this much.
     pub(crate) clock_ahead_ms: u64,
 }
@@ -226,6 +232,19 @@ impl Cluster {
     /// The node accepts connections again, at the same address.
     pub(crate) async fn restart(&mut self, node: u64) {
         self.nodes[node as usize - 1].restart().await;
+    }
+
+    /// The node stops answering, as under SIGSTOP, or goes on.
+    pub(crate) fn freeze(&self, node: u64, frozen: bool) {
+        self.nodes[node as usize - 1].freeze(frozen);
+    }
+
+    /// Topic "t" is deleted; one of the same name gets another id.
+    pub(crate) fn delete(&self) {
+        self.edit_all(|state| {
+            state.topics.remove("t");
+            state.topics.insert(format!("placeholder {}", state.topics.len()), Topic::empty(77));
+        });
     }
 
     /// Changes the state of a partition of "t".

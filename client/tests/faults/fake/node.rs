@@ -1,4 +1,4 @@
-//! One node: a tonic server behind a forwarder of ours, whose connections can be broken at will.
+//! One node: a tonic server behind a forwarder of ours, whose connections can be broken or frozen at will.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -7,7 +7,9 @@ use busbar_proto::{
     v1::{admin_server::AdminServer, broker_server::BrokerServer},
 };
 use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -20,6 +22,7 @@ pub(crate) struct Node {
     inner: SocketAddr,
     shared: Arc<Shared>,
     forwarder: Option<JoinHandle<()>>,
+    frozen: watch::Sender<bool>,
     _server: JoinHandle<()>,
 }
 
@@ -40,8 +43,9 @@ impl Node {
         });
         let public = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = public.local_addr().expect("a bound port");
-        let forwarder = tokio::spawn(forward(public, inner, shared.clone()));
-        Self { public: address, inner, shared, forwarder: Some(forwarder), _server: server }
+        let frozen = watch::Sender::new(false);
+        let forwarder = tokio::spawn(forward(public, inner, shared.clone(), frozen.subscribe()));
+        Self { public: address, inner, shared, forwarder: Some(forwarder), frozen, _server: server }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -58,27 +62,47 @@ impl Node {
     pub(crate) async fn restart(&mut self) {
         assert!(self.forwarder.is_none(), "the node is running");
         let public = TcpListener::bind(self.public).await.expect("its port is free");
-        self.forwarder = Some(tokio::spawn(forward(public, self.inner, self.shared.clone())));
+        self.forwarder = Some(tokio::spawn(forward(public, self.inner, self.shared.clone(), self.frozen.subscribe())));
+    }
+
+    /// As SIGSTOP does: connections stay open, new ones are accepted, nothing moves.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.frozen.send_replace(frozen);
     }
 }
 
 /// Forwards connections until it is aborted; each "disconnect" breaks those there are.
-async fn forward(public: TcpListener, inner: SocketAddr, shared: Arc<Shared>) {
+async fn forward(public: TcpListener, inner: SocketAddr, shared: Arc<Shared>, frozen: watch::Receiver<bool>) {
     let mut disconnect = shared.disconnect.subscribe();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             accepted = public.accept() => {
-                let (mut client, _) = accepted.expect("a connection");
+                let (client, _) = accepted.expect("a connection");
+                let frozen = frozen.clone();
                 connections.spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(inner).await else { return };
+                    let Ok(server) = TcpStream::connect(inner).await else { return };
                     // Without it, each answer waits for the peer's delayed acknowledgement.
                     client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).ok();
-                    let buffer = 256 << 10;
-                    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, buffer, buffer).await.ok();
+                    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                    // Either side's end is the connection's end.
+                    tokio::select! {
+                        () = copy(from_client, to_server, frozen.clone()) => {}
+                        () = copy(from_server, to_client, frozen) => {}
+                    }
                 });
             }
             _ = disconnect.changed() => connections.abort_all(),
+        }
+    }
+}
+
+/// Copies until an end, but nothing while frozen, not even what was read just before.
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut frozen: watch::Receiver<bool>) {
+    let mut buffer = vec![0; 256 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+            return;
         }
     }
 }

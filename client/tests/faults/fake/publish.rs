@@ -49,6 +49,10 @@ pub(crate) async fn serve(node: u64, shared: Arc<Shared>, mut requests: Streamin
 
 fn next_fault(shared: &Shared, request: &PublishRequest) -> PublishFault {
     let mut state = shared.state.lock();
+    state.publishes += 1;
+    if let Some(reason) = state.sick {
+        return PublishFault::Refuse(reason);
+    }
     let partition = state.by_id(&request.topic_id, request.partition);
     partition.ok().and_then(|partition| partition.publish_faults.pop_front()).unwrap_or(PublishFault::None)
 }

@@ -26,9 +26,10 @@ impl Service {
             [] => state.topics.keys().cloned().collect(),
             names => names.to_vec(),
         };
+        let lags = state.lagging == Some(self.node);
         let topic = |name: String| {
             let unknown = || format!("there is no topic {name:?}; did you mean {:?}?", state.topics.keys().next());
-            state.topic(&name).ok_or_else(|| Refusal::new(Reason::UnknownTopic, unknown()))
+            state.topic(&name).filter(|_| !lags).ok_or_else(|| Refusal::new(Reason::UnknownTopic, unknown()))
         };
         let nodes = state.addresses.iter().zip(1..).map(|(address, id)| v1::Node {
             id,

@@ -1,14 +1,25 @@
-//! Follows one topic: a WatchMetadata stream from any node, moved to another node when it breaks. Producers and
-//! consumers of a topic share one watch; it ends with the last of them.
+//! Follows one topic: who leads its partitions, and whether it is still there. Producers and consumers of a topic
+//! share one watch; it ends with the last of them.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `follower` | a WatchMetadata stream from one node, moved to another when that one breaks or falls silent |
+//! | `inquiry` | asking every node at once, when what the stream says is in doubt |
 
-use std::{sync::Arc, time::Duration};
+mod follower;
+mod inquiry;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use busbar_proto::{NodeId, PartitionId, Reason, Refusal, TopicId, v1};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::{follower::Follower, inquiry::Inquiry};
 use crate::{
-    address::Address,
     cluster::{Call, Cluster, Repeat},
     error::ClientError,
     pool,
@@ -17,15 +28,47 @@ use crate::{
     topic::TopicView,
 };
 
-/// Time for the first answer of a watch stream; later ones come when there are news.
-const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A topic's view, kept current.
 #[derive(Debug)]
 pub(crate) struct TopicWatch {
     pub(crate) name: Arc<str>,
-    view: Arc<watch::Sender<TopicView>>,
+    shared: Arc<Shared>,
     _stops_task: DropGuard,
+}
+
+/// What the watch's users, its follower and its inquiry share.
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    view: watch::Sender<TopicView>,
+    doubted: Notify,
+    /// A node does not know our topic, or knows another of its name: it lags, or ours is gone.
+    suspect: AtomicBool,
+}
+
+/// What a node's answer says of our topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// It is there; whether anything about it was news.
+    Ours { news: bool },
+    /// There is none of its name, or another.
+    NotOurs,
+}
+
+impl Shared {
+    fn hear(&self, metadata: &v1::MetadataResponse) -> Heard {
+        match metadata.topics.iter().find(|topic| topic.name == self.name) {
+            Some(topic) if self.view.borrow().is_of(topic) => {
+                Heard::Ours { news: self.view.send_if_modified(|view| view.merge(topic)) }
+            }
+            _ => Heard::NotOurs,
+        }
+    }
+
+    fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+        self.doubted.notify_one();
+    }
 }
 
 impl TopicWatch {
@@ -39,39 +82,53 @@ impl TopicWatch {
         topics.retain(|_, watch| watch.strong_count() > 0);
         // A watch of an earlier topic of that name lives on with those that use it; nobody new may.
         let shared = topics.get(name).and_then(std::sync::Weak::upgrade);
-        if let Some(shared) = shared.filter(|shared| shared.is_of(view.id)) {
+        if let Some(shared) = shared.filter(|shared| shared.follows(view.id)) {
             return Ok(shared);
         }
-        let view = Arc::new(watch::Sender::new(view));
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            view: watch::Sender::new(view),
+            doubted: Notify::new(),
+            suspect: AtomicBool::new(false),
+        });
         let stop = CancellationToken::new();
-        let follower = Follower { cluster: cluster.clone(), name: name.to_owned(), view: view.clone() };
+        let follower = Follower { cluster: cluster.clone(), shared: shared.clone() };
+        let inquiry = Inquiry { cluster: cluster.clone(), shared: shared.clone() };
         let stopped = stop.clone();
         cluster.tasks.spawn(Kind::TopicWatch, async move {
-            tokio::select! { () = stopped.cancelled() => {}, () = follower.run() => {} }
+            tokio::select! { () = stopped.cancelled() => {}, () = follower.run() => {}, () = inquiry.run() => {} }
         });
-        let watch = Arc::new(Self { name: name.into(), view, _stops_task: stop.drop_guard() });
+        let watch = Arc::new(Self { name: name.into(), shared, _stops_task: stop.drop_guard() });
         topics.insert(name.to_owned(), Arc::downgrade(&watch));
         Ok(watch)
     }
 
-    fn is_of(&self, id: TopicId) -> bool {
+    fn follows(&self, id: TopicId) -> bool {
         let view = self.view();
-        view.id == id && !view.replaced
+        view.id == id && !view.gone
     }
 
     /// What is known now. Holds a read lock: look and let go.
     pub(crate) fn view(&self) -> watch::Ref<'_, TopicView> {
-        self.view.borrow()
+        self.shared.view.borrow()
     }
 
     /// Told of every change.
     pub(crate) fn subscribe(&self) -> watch::Receiver<TopicView> {
-        self.view.subscribe()
+        self.shared.view.subscribe()
     }
 
     /// A node refused to be the leader and perhaps named another.
     pub(crate) fn hint(&self, partition: PartitionId, refused_by: NodeId, leader: Option<NodeId>) {
-        self.view.send_if_modified(|view| view.hint(partition, refused_by, leader));
+        self.shared.view.send_if_modified(|view| view.hint(partition, refused_by, leader));
+        if leader.is_none() {
+            self.doubt();
+        }
+    }
+
+    /// A leader does not lead, does not answer, or is gone: perhaps some node knows better.
+    pub(crate) fn doubt(&self) {
+        self.shared.doubted.notify_one();
     }
 }
 
@@ -105,47 +162,4 @@ async fn first_view(cluster: &Arc<Cluster>, name: &str) -> Result<TopicView, Cli
     let plain =
         || Refusal::new(Reason::UnknownTopic, format!("there is no topic {name:?}; `busbar topic list` shows them"));
     Err(ClientError::Refused(unknown.unwrap_or_else(plain)))
-}
-
-/// The task behind a watch.
-struct Follower {
-    cluster: Arc<Cluster>,
-    name: String,
-    view: Arc<watch::Sender<TopicView>>,
-}
-
-impl Follower {
-    async fn run(self) {
-        let mut backoff = Backoff::new(BackoffPolicy::default());
-        loop {
-            for address in self.cluster.candidates() {
-                if let Err(cause) = self.follow(&address, &mut backoff).await {
-                    tracing::debug!(topic = self.name, %address, %cause, "metadata stream ended");
-                }
-                tokio::time::sleep(backoff.failed(self.cluster.env.random(), None)).await;
-            }
-        }
-    }
-
-    /// One stream from one node, until it ends.
-    async fn follow(
-        &self,
-        address: &Address,
-        backoff: &mut Backoff,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let request = v1::MetadataRequest { topics: vec![self.name.clone()] };
-        let mut broker = pool::broker(self.cluster.pool.channel(address)?);
-        let mut news = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, broker.watch_metadata(request)).await??.into_inner();
-        let mut answer = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, news.message()).await??;
-        while let Some(metadata) = answer {
-            backoff.succeeded();
-            self.cluster.prefer(address);
-            self.cluster.learn(&metadata.nodes);
-            if let Some(topic) = metadata.topics.iter().find(|topic| topic.name == self.name) {
-                self.view.send_if_modified(|view| view.merge(topic));
-            }
-            answer = news.message().await?;
-        }
-        Ok(())
-    }
 }

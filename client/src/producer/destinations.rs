@@ -1,0 +1,165 @@
+//! The brokers that a producer sends to: how each has fared, and whether it may be sent more. A broker's circuit
+//! breaker and retry budget live here, shared by all partitions that it leads; a partition's own breaker comes along
+//! from its shard, so that both say yes or nothing is sent.
+//!
+//! Invariant: the lock is taken under a shard's, never around one, and nothing waits under it.
+
+use std::collections::BTreeMap;
+
+use busbar_proto::{NodeId, Reason};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::{
+    breaker::{Breaker, BreakerState, CircuitBreaker, Failure},
+    budget::{Budget, RetryBudget},
+    producer::shard::Clock,
+};
+
+/// How a broker fares, as one producer sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BrokerStats {
+    /// Its node id.
+    pub node: u64,
+    /// Its circuit breaker.
+    pub breaker: BreakerState,
+    /// Batches that may be sent to it again now; `None` without a retry budget.
+    pub retries_left: Option<u64>,
+}
+
+/// What brokers and partitions are guarded by; `None` = not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guards {
+    pub(crate) retry_budget: Option<RetryBudget>,
+    pub(crate) circuit_breaker: Option<CircuitBreaker>,
+}
+
+/// What keeps a batch from being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    PartitionBreaker,
+    BrokerBreaker(NodeId),
+    RetryBudget(NodeId),
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PartitionBreaker => f.write_str("the partition's circuit breaker is open"),
+            Self::BrokerBreaker(node) => write!(f, "the circuit breaker of node {node} is open"),
+            Self::RetryBudget(node) => write!(f, "the retry budget of node {node} is spent"),
+        }
+    }
+}
+
+/// Not now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hold {
+    pub(crate) obstacle: Obstacle,
+    /// Ask again then.
+    pub(crate) until: Instant,
+}
+
+#[derive(Debug)]
+struct Destination {
+    budget: Option<Budget>,
+    breaker: Option<Breaker>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Destinations {
+    guards: Guards,
+    /// Grows with the nodes of the cluster only.
+    nodes: Mutex<BTreeMap<NodeId, Destination>>,
+}
+
+impl Destinations {
+    pub(crate) fn new(guards: Guards) -> Self {
+        Self { guards, nodes: Mutex::default() }
+    }
+
+    fn with<T>(&self, node: NodeId, now: Instant, look: impl FnOnce(&mut Destination) -> T) -> T {
+        let mut nodes = self.nodes.lock();
+        let Guards { retry_budget, circuit_breaker } = self.guards;
+        let fresh = || Destination {
+            budget: retry_budget.map(|policy| Budget::new(policy, now)),
+            breaker: circuit_breaker.map(|policy| Breaker::new(policy, now)),
+        };
+        look(nodes.entry(node).or_insert_with(fresh))
+    }
+
+    /// Whether a batch may be sent to a node now; if so it counts as sent. `again` = that node has had it before.
+    pub(crate) fn admit(
+        &self,
+        node: NodeId,
+        partition: Option<&mut Breaker>,
+        again: bool,
+        now: Instant,
+    ) -> Result<(), Hold> {
+        let held_by = |obstacle| move |until| Hold { obstacle, until };
+        let mut partition = partition;
+        if let Some(breaker) = &mut partition {
+            breaker.check(now).map_err(held_by(Obstacle::PartitionBreaker))?;
+        }
+        self.with(node, now, |destination| {
+            let Destination { budget, breaker } = destination;
+            if let Some(breaker) = breaker {
+                breaker.check(now).map_err(held_by(Obstacle::BrokerBreaker(node)))?;
+            }
+            match budget {
+                Some(budget) if again => {
+                    budget.check(now).map_err(held_by(Obstacle::RetryBudget(node)))?;
+                    budget.withdraw(now);
+                }
+                Some(budget) => budget.deposit(now),
+                None => {}
+            }
+            breaker.iter_mut().chain(partition).for_each(|breaker| breaker.sent(now));
+            Ok(())
+        })
+    }
+
+    /// A node did what it was asked. Whether that is news to those who wait.
+    pub(crate) fn succeeded(&self, node: NodeId, now: Instant) -> bool {
+        self.with(node, now, |destination| destination.breaker.as_mut().is_some_and(|breaker| breaker.succeeded(now)))
+    }
+
+    /// A node failed. Whether that opened its breaker.
+    pub(crate) fn failed(&self, node: NodeId, failure: Failure, clock: Clock) -> bool {
+        let Clock { now, random, .. } = clock;
+        self.with(node, now, |destination| {
+            destination.breaker.as_mut().is_some_and(|breaker| breaker.failed(failure, now, random))
+        })
+    }
+
+    /// How each node fares.
+    pub(crate) fn stats(&self, now: Instant) -> Vec<BrokerStats> {
+        let stats = |(node, destination): (&NodeId, &mut Destination)| BrokerStats {
+            node: node.get(),
+            breaker: destination.breaker.as_ref().map_or(BreakerState::Closed, Breaker::state),
+            retries_left: destination.budget.as_mut().map(|budget| budget.left(now)),
+        };
+        self.nodes.lock().iter_mut().map(stats).collect()
+    }
+}
+
+/// What a refusal says of the node that answered, if anything bad.
+pub(crate) fn blames_broker(reason: Reason) -> Option<Failure> {
+    match reason {
+        Reason::DiskFull | Reason::ShuttingDown | Reason::Internal => Some(Failure::Hard),
+        Reason::Overloaded | Reason::OutcomeUnknown | Reason::NoLeader | Reason::StorageCorrupt => Some(Failure::Soft),
+        _ => None,
+    }
+}
+
+/// What a refusal says of the partition, if anything bad.
+pub(crate) fn blames_partition(reason: Reason) -> Option<Failure> {
+    match reason {
+        Reason::Overloaded => Some(Failure::Soft),
+        Reason::NotLeader | Reason::NoLeader | Reason::OutcomeUnknown | Reason::StorageCorrupt | Reason::Internal => {
+            Some(Failure::Hard)
+        }
+        _ => None,
+    }
+}
