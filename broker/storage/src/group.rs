@@ -208,6 +208,15 @@ impl Inner {
         self.cache.get(usize::try_from(index.checked_sub(self.cache_base())?).ok()?)
     }
 
+    /// Entries `from..to` that are in memory, at most `count`.
+    pub(crate) fn cached_run(&self, from: u64, to: u64, count: usize) -> Vec<Entry> {
+        let Some(skip) = from.checked_sub(self.cache_base()).and_then(|skip| usize::try_from(skip).ok()) else {
+            return Vec::new();
+        };
+        let count = count.min(usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX));
+        self.cache.iter().skip(skip).take(count).cloned().collect()
+    }
+
     /// Term of an entry in memory or journal, or of the last one in segments.
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
         self.term_and_mark(index).map(|(term, _)| term)

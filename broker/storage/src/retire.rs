@@ -26,7 +26,7 @@ use crate::queue::{Carried, Op, Pending};
 use crate::read::{Run, RunFault};
 use crate::segment::writer::append;
 use crate::shared::Group;
-use crate::types::GroupId;
+use crate::types::{Entry, GroupId};
 use crate::upkeep::{Pump, Upkeep, ticket};
 use crate::vfs::read_vec;
 
@@ -35,6 +35,8 @@ use crate::vfs::read_vec;
 const FEW_GROUPS: usize = 16;
 /// What a step is divided by when there is time: the journal's next sync waits for the disk that much less.
 const QUIET_STEP_PART: u64 = 4;
+/// Entries taken from memory under one hold of the group's lock.
+const CACHED_AT_ONCE: usize = 64;
 /// Bytes carried in one operation.
 const CARRY_STEP: usize = 1 << 20;
 
@@ -149,6 +151,7 @@ impl Upkeep {
         }
         let touched = std::mem::take(&mut self.touched);
         self.core.stats.retired_bytes.fetch_add(touched.bytes, Relaxed);
+        let bytes = touched.bytes;
         for (group, end) in touched.ends {
             let inner = group.inner.lock();
             if inner.removed {
@@ -157,15 +160,23 @@ impl Upkeep {
             let pending = Pending::new(&group, Op::Retired(end), inner.epoch);
             self.core.queue.push_urgent(pending).map_err(|_| closed())?;
         }
-        self.pace(began.elapsed())
+        self.pace(began.elapsed(), bytes)
     }
 
-    /// A run for the segment, gathered from as many places as it takes; `None` when its first entry is gone or damaged.
+    /// A run for the segment, from memory as far as it is there, else gathered from as many places as it takes; `None` when its first entry is gone or damaged.
     fn read_run(&self, group: &Group, from: u64, end: u64, step: u64) -> io::Result<Option<Vec<(Head, Bytes)>>> {
         let (mut frames, mut bytes): (Vec<(Head, Bytes)>, u64) = (Vec::new(), 0);
         let mut next = from;
         // Gaps between entries count for the length of a read, not for the step: its rest is not worth reading for.
         while next < end && bytes < step / 4 * 3 + 1 {
+            let cached = group.inner.lock().cached_run(next, end, CACHED_AT_ONCE);
+            if !cached.is_empty() {
+                next += cached.len() as u64;
+                bytes += cached.iter().map(Entry::cost).sum::<usize>() as u64;
+                let with_head = |entry: Entry| (Head::of_entry(Kind::Entry, group.id, &entry), entry.payload);
+                frames.extend(cached.into_iter().map(with_head));
+                continue;
+            }
             let run = Run::plan(&self.core, &group.inner.lock(), next, end, step - bytes);
             let Some(run) = run else { break };
             match run.read(group) {
@@ -187,7 +198,7 @@ impl Upkeep {
     }
 
     /// Keeps the disk free for the journal while there is time, and makes room when there is none.
-    fn pace(&mut self, took: Duration) -> io::Result<()> {
+    fn pace(&mut self, took: Duration, bytes: u64) -> io::Result<()> {
         let core = Arc::clone(&self.core);
         let (options, ring) = (&core.options, &core.ring);
         if options.drive == Drive::Manual || ring.is_stopping() {
@@ -197,7 +208,7 @@ impl Upkeep {
         while ring.is_short(options) {
             self.add_file()?;
         }
-        self.core.rest_after(took);
+        self.core.rest_after(took, bytes);
         self.rested += began.elapsed();
         Ok(())
     }

@@ -26,7 +26,9 @@ use crate::upkeep::Job;
 use crate::vfs::Vfs;
 
 /// Longest rest of the background between two steps.
-const REST_MAX: Duration = Duration::from_millis(200);
+const REST_MAX: Duration = Duration::from_millis(500);
+/// What the background writes at least in a second, when there is something to write.
+const QUIET_BYTES_PER_SECOND: u64 = 8 << 20;
 
 /// What a fatal error is reported to: called once, from an engine thread.
 pub type FatalHook = Box<dyn Fn(&str) + Send + Sync>;
@@ -164,13 +166,18 @@ impl Core {
         }
     }
 
-    /// Background work has just kept the disk busy for `took`: leaves it to the journal for a while, unless the ring
-    /// is short of files.
-    pub(crate) fn rest_after(&self, took: Duration) {
-        let duty = self.options.retire_duty_percent;
-        if self.options.drive != Drive::Manual && !self.ring.is_stopping() && !self.ring.is_hurried() {
-            self.ring.wait((took * (100 - duty) / duty).min(REST_MAX));
+    /// Background work has just written `bytes` and kept the disk busy for `took`: leaves it to the journal for a
+    /// while, so that it goes about twice as fast as the journal fills; unless the ring is short of files, or other
+    /// work waits behind this.
+    pub(crate) fn rest_after(&self, took: Duration, bytes: u64) {
+        let urgent = self.ring.is_stopping() || self.ring.is_hurried() || !self.jobs.lock().is_empty();
+        if urgent || self.options.drive == Drive::Manual {
+            return;
         }
+        let duty = self.options.retire_duty_percent;
+        let pace = QUIET_BYTES_PER_SECOND.max(2 * self.ring.fill_rate());
+        let spread = Duration::from_secs_f64(bytes as f64 / pace as f64).saturating_sub(took);
+        self.ring.rest((took * (100 - duty) / duty).max(spread).min(REST_MAX));
     }
 
     /// Counters since it was opened.

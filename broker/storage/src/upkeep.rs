@@ -118,9 +118,9 @@ impl Upkeep {
     /// Adds a zero-filled file to the ring.
     pub(crate) fn add_file(&self) -> io::Result<()> {
         let mut worked = Duration::ZERO;
-        let mut pace = |took| {
+        let mut pace = |took, written| {
             worked += took;
-            self.core.rest_after(took);
+            self.core.rest_after(took, written);
             if self.core.ring.is_hurried() { ZERO_STEP } else { ZERO_STEP_QUIET }
         };
         let slot = self.core.ring.new_slot();
@@ -177,21 +177,21 @@ pub(crate) fn ticket() -> (FlushCallback, Receiver<io::Result<()>>) {
 }
 
 /// Creates a journal file full of zeros: rewriting blocks that exist costs a sync no metadata. `pace` is told how long
-/// each step took, may rest, and says how many bytes the next one may have.
+/// a step took and how many bytes it wrote, may rest, and says how many the next one may have.
 pub(crate) fn new_file(
     vfs: &dyn Vfs,
     dir: &Path,
     slot: u32,
     bytes: u64,
-    pace: &mut dyn FnMut(Duration) -> u64,
+    pace: &mut dyn FnMut(Duration, u64) -> u64,
 ) -> io::Result<Spare> {
     let path = dir.join(file_name(slot));
     let unfinished = path.with_extension("new");
     let file = vfs.open(&unfinished, Open::Fresh)?;
     let zeros = vec![0; ZERO_STEP.min(bytes) as usize];
-    let (mut pos, mut took) = (0, Duration::ZERO);
+    let (mut pos, mut took, mut len) = (0, Duration::ZERO, 0);
     while pos < bytes {
-        let len = pace(took).min(zeros.len() as u64).min(bytes - pos);
+        len = pace(took, len).min(zeros.len() as u64).min(bytes - pos);
         let began = Instant::now();
         file.write_at(&[IoSlice::new(&zeros[..len as usize])], pos)?;
         file.sync_data()?;
@@ -204,6 +204,6 @@ pub(crate) fn new_file(
 }
 
 /// A pace that never rests, for a file that somebody waits for.
-pub(crate) fn at_once(_: Duration) -> u64 {
+pub(crate) fn at_once(_: Duration, _: u64) -> u64 {
     ZERO_STEP
 }

@@ -327,6 +327,22 @@ impl Ring {
         Duration::from_secs_f64(bytes as f64 / (rate as f64 * share)).min(FAIR_MAX)
     }
 
+    /// Bytes per second that go into the journal.
+    pub(crate) fn fill_rate(&self) -> u64 {
+        self.state.lock().fill_rate
+    }
+
+    /// Sleeps for `rest`, or until the ring is hurried or stops.
+    pub(crate) fn rest(&self, rest: Duration) {
+        let until = Instant::now() + rest;
+        loop {
+            let mut state = self.state.lock();
+            if state.stopping || state.waiting || self.wanted.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+
     /// Sleeps until something may be needed, at most `wait`.
     pub(crate) fn wait(&self, wait: Duration) {
         let mut state = self.state.lock();

@@ -31,6 +31,12 @@ pub(crate) struct Touched {
 const MANY: usize = 8;
 
 impl Touched {
+    fn add(&mut self, file: &Arc<dyn VfsFile>) {
+        if !self.files.last().is_some_and(|last| Arc::ptr_eq(last, file)) {
+            self.files.push(Arc::clone(file));
+        }
+    }
+
     /// Makes it all durable.
     pub(crate) fn sync(&self, core: &Core) -> io::Result<()> {
         if self.files.len() >= MANY {
@@ -83,7 +89,7 @@ pub(crate) fn append(core: &Core, group: &Arc<Group>, run: &[(Head, Bytes)], tou
     }
     segment.set_end(at);
     touched.bytes += at.bytes - start;
-    touched.files.push(Arc::clone(&opened.file));
+    touched.add(&opened.file);
     match touched.ends.last_mut() {
         Some((last, end)) if Arc::ptr_eq(last, group) => *end = at,
         _ => touched.ends.push((Arc::clone(group), at)),
