@@ -157,6 +157,8 @@ where
                 open = received > 0;
                 waiting.extend(gathered.drain(..));
             }
+            // The last one was booked just above.
+            else => {}
         }
     }
     page.book();
