@@ -63,7 +63,7 @@ async fn publishes_are_refused_before_the_disk_is_full_and_reads_go_on() -> anyh
     client.admin().create_topic(TOPIC, TopicOptions::default()).await?;
 
     let (published, refused) = fill(&client).await?;
-    let DeliveryError::Rejected(refusal) = &refused else { bail!("it must be certain: {refused}") };
+    let DeliveryError::Rejected { refusal, .. } = &refused else { bail!("it must be certain: {refused}") };
     ensure!(
         refusal.reason == Reason::DeadlineExceeded && refusal.message.contains("disk is nearly full"),
         "{refusal:?}"

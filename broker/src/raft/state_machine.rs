@@ -358,19 +358,4 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checkpoints_of_a_log_that_is_never_trimmed_are_bounded_and_stay_spread() {
-        let mut rows = Vec::new();
-        for index in 1..=10_000 {
-            rows.push(convert::log_id(1, index));
-            let dropped = thin_out(&mut rows);
-            assert!(dropped.iter().all(|at| !rows.contains(at)));
-            assert!(rows.len() <= CHECKPOINTS_MAX && rows[0].index() == 1 && rows.last().unwrap().index() == index);
-        }
-        let newer: Vec<u64> = rows[rows.len() / 2..].iter().map(LogId::index).collect();
-        assert!(newer.windows(2).all(|pair| pair[1] == pair[0] + 1), "the newer half is complete: {newer:?}");
-    }
-}
+mod tests;
