@@ -34,7 +34,7 @@ use crate::{
     partitioner::{Load, Sticky, partition_of_key},
     producer::{
         batcher::Times,
-        destinations::{Destinations, Guards, Hold, Obstacle, blames_broker},
+        destinations::{Destinations, Guards, Hold, Obstacle, Word, word_on_broker},
         link::{Correlation, Link, Outgoing},
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
@@ -307,9 +307,7 @@ impl Core {
         let now = self.cluster.env.now();
         let finished = match answer.outcome {
             Some(Answer::Acknowledged(stored)) => {
-                if self.destinations.succeeded(node, now) {
-                    self.alarm.ring(); // Others wait for this one's word.
-                }
+                self.broker_works(node, now);
                 let mut shard = shard.lock();
                 let base = Offset::new(stored.base_offset);
                 let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
@@ -341,13 +339,22 @@ impl Core {
             Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
             _ => {}
         }
-        let failure = blames_broker(refusal.reason);
-        if let Some(failure) = failure.filter(|&failure| failure == Failure::Soft || shard.is_first_failure()) {
-            self.broker_failed(node, failure, now);
+        match word_on_broker(refusal.reason) {
+            Word::Works => self.broker_works(node, now),
+            Word::Fails(failure) if failure == Failure::Soft || shard.is_first_failure() => {
+                self.broker_failed(node, failure, now);
+            }
+            Word::Fails(_) | Word::Nothing => {}
         }
         let finished = shard.refused(attempt, refusal, self.clock(now));
         self.pump(&mut shard, now);
         finished
+    }
+
+    fn broker_works(&self, node: NodeId, now: Instant) {
+        if self.destinations.succeeded(node, now) {
+            self.alarm.ring(); // Others wait for this one's word.
+        }
     }
 
     fn broker_failed(&self, node: NodeId, failure: Failure, now: Instant) {

@@ -144,22 +144,90 @@ impl Destinations {
     }
 }
 
-/// What a refusal says of the node that answered, if anything bad.
-pub(crate) fn blames_broker(reason: Reason) -> Option<Failure> {
+/// What an answer says of who gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Works,
+    Fails(Failure),
+    /// It is about another batch, or about time.
+    Nothing,
+}
+
+/// What a refusal says of the node that answered.
+pub(crate) fn word_on_broker(reason: Reason) -> Word {
     match reason {
-        Reason::DiskFull | Reason::ShuttingDown | Reason::Internal => Some(Failure::Hard),
-        Reason::Overloaded | Reason::OutcomeUnknown | Reason::NoLeader | Reason::StorageCorrupt => Some(Failure::Soft),
-        _ => None,
+        Reason::DiskFull | Reason::ShuttingDown | Reason::Internal => Word::Fails(Failure::Hard),
+        Reason::Overloaded | Reason::OutcomeUnknown | Reason::NoLeader | Reason::StorageCorrupt => {
+            Word::Fails(Failure::Soft)
+        }
+        Reason::SequenceGap | Reason::DeadlineExceeded => Word::Nothing,
+        // It looked at the request and had nothing against it but the request, or knew that another leads.
+        _ => Word::Works,
     }
 }
 
-/// What a refusal says of the partition, if anything bad.
-pub(crate) fn blames_partition(reason: Reason) -> Option<Failure> {
+/// What a refusal says of the partition.
+pub(crate) fn word_on_partition(reason: Reason) -> Word {
     match reason {
-        Reason::Overloaded => Some(Failure::Soft),
+        Reason::Overloaded => Word::Fails(Failure::Soft),
         Reason::NotLeader | Reason::NoLeader | Reason::OutcomeUnknown | Reason::StorageCorrupt | Reason::Internal => {
-            Some(Failure::Hard)
+            Word::Fails(Failure::Hard)
         }
-        _ => None,
+        Reason::CorruptBatch | Reason::BatchTooLarge | Reason::ProducerFenced => Word::Works,
+        _ => Word::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const NODE: NodeId = NodeId::new(1);
+
+    fn destinations(retries_per_second: u32) -> Destinations {
+        Destinations::new(Guards {
+            retry_budget: Some(RetryBudget::new(retries_per_second, 0)),
+            circuit_breaker: Some(CircuitBreaker::after(1)),
+        })
+    }
+
+    fn obstacle(admitted: Result<(), Hold>) -> Option<Obstacle> {
+        admitted.err().map(|hold| hold.obstacle)
+    }
+
+    #[test]
+    fn all_guards_must_agree_and_who_refuses_takes_nothing_from_the_others() {
+        let now = Instant::now();
+        let clock = Clock { now, now_ms: 0, random: 0 };
+        let destinations = destinations(1);
+        let mut partition = Breaker::new(CircuitBreaker::after(1), now);
+        assert!(partition.failed(Failure::Hard, now, 0));
+        for _ in 0..100 {
+            let admitted = destinations.admit(NODE, Some(&mut partition), true, now);
+            assert_eq!(obstacle(admitted), Some(Obstacle::PartitionBreaker));
+        }
+        assert_eq!(destinations.admit(NODE, None, true, now).map_err(|hold| hold.obstacle), Ok(()));
+        assert_eq!(destinations.stats(now)[0].retries_left, Some(9));
+        assert!(destinations.failed(NODE, Failure::Hard, clock));
+        assert_eq!(obstacle(destinations.admit(NODE, None, true, now)), Some(Obstacle::BrokerBreaker(NODE)));
+        assert_eq!(destinations.stats(now)[0].retries_left, Some(9));
+        // Another node has guards of its own.
+        assert_eq!(obstacle(destinations.admit(NodeId::new(2), None, true, now)), None);
+    }
+
+    #[test]
+    fn a_spent_budget_holds_retries_only_and_lets_no_probe_pass_unsent() {
+        let now = Instant::now();
+        let clock = Clock { now, now_ms: 0, random: 0 };
+        let destinations = destinations(0);
+        assert!(destinations.failed(NODE, Failure::Hard, clock));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(obstacle(destinations.admit(NODE, None, true, later)), Some(Obstacle::RetryBudget(NODE)));
+        assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), None, "it is the probe");
+        assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), Some(Obstacle::BrokerBreaker(NODE)));
+        assert!(destinations.succeeded(NODE, later));
+        assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), None);
     }
 }

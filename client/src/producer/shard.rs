@@ -11,7 +11,7 @@ use crate::{
     error::DeliveryError,
     producer::{
         batcher::{Batcher, BatcherOptions, Gathered},
-        destinations::{Obstacle, blames_partition},
+        destinations::{Obstacle, Word, word_on_partition},
         link::Link,
         report::DeliveryReport,
         sealed::SealedBatch,
@@ -206,10 +206,17 @@ impl Shard {
 
     pub(crate) fn refused(&mut self, attempt: AttemptId, refusal: Refusal, clock: Clock) -> Option<Finished> {
         let Clock { now, random, .. } = clock;
-        let counts = |&failure: &Failure| failure == Failure::Soft || self.is_first_failure();
-        let failure = blames_partition(refusal.reason).filter(counts);
-        if let (Some(failure), Some(breaker)) = (failure, &mut self.breaker) {
-            breaker.failed(failure, now, random);
+        let first = self.is_first_failure();
+        if let Some(breaker) = &mut self.breaker {
+            match word_on_partition(refusal.reason) {
+                Word::Works => {
+                    breaker.succeeded(now);
+                }
+                Word::Fails(failure) if first || failure == Failure::Soft => {
+                    breaker.failed(failure, now, random);
+                }
+                Word::Fails(_) | Word::Nothing => {}
+            }
         }
         let again = Verdict::Retry { perhaps_stored: false, advice: refusal.retry_after };
         let verdict = match refusal.reason {
