@@ -1,8 +1,10 @@
 //! How much may be sent again: a share of what is sent, and a little always, so that retries can't multiply the load
-//! of a broker that struggles. After Finagle's retry budget. Pure: the time is given.
+//! of a broker that struggles. After Finagle's retry budget, with one addition: a retry that was acknowledged, or
+//! never left this machine, did no harm and costs nothing. Without it a broker that restarts with many partitions
+//! would get their batches back at the pace of one that fails. Pure: the time is given.
 //!
-//! Invariant: a retry is allowed only while, within the span that ends with it, retries <= `min_per_second` x span +
-//! `percent` of what was sent.
+//! Invariant: a retry is allowed only while, within the span that ends with it, retries that cost <= `min_per_second`
+//! x span + `percent` of what was sent.
 
 use std::time::Duration;
 
@@ -38,11 +40,18 @@ impl RetryBudget {
     }
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    earned: i64,
+    /// Negative where more was given back than spent.
+    spent: i64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Budget {
     policy: RetryBudget,
     reserve: i64,
-    moved: Sliding<i64>,
+    moved: Sliding<Moved>,
 }
 
 impl Budget {
@@ -54,13 +63,15 @@ impl Budget {
 
     /// A batch is sent for the first time.
     pub(crate) fn deposit(&mut self, now: Instant) {
-        *self.moved.now(now) += i64::from(self.policy.percent);
+        self.moved.now(now).earned += i64::from(self.policy.percent);
     }
 
     /// Retries that are allowed now.
     pub(crate) fn left(&mut self, now: Instant) -> u64 {
         self.moved.now(now);
-        let balance = self.reserve.saturating_add(self.moved.slots().iter().sum());
+        let sum = |of: fn(&Moved) -> i64| self.moved.slots().iter().map(of).sum::<i64>();
+        // What is given back outlives what was spent: it never makes more than there was.
+        let balance = self.reserve.saturating_add(sum(|slot| slot.earned)) - sum(|slot| slot.spent).max(0);
         u64::try_from(balance / RETRY).unwrap_or(0)
     }
 
@@ -74,7 +85,12 @@ impl Budget {
 
     /// A batch is sent again. Only after [`Self::check`].
     pub(crate) fn withdraw(&mut self, now: Instant) {
-        *self.moved.now(now) -= RETRY;
+        self.moved.now(now).spent += RETRY;
+    }
+
+    /// A retry did no harm.
+    pub(crate) fn refund(&mut self, now: Instant) {
+        self.moved.now(now).spent -= RETRY;
     }
 }
 
@@ -101,6 +117,23 @@ mod tests {
         let later = budget.check(now).expect_err("spent");
         assert!(later > now && later <= after(now, 500));
         assert_eq!(budget.left(after(now, 10_500)), 10);
+    }
+
+    #[test]
+    fn a_retry_that_did_no_harm_costs_nothing_and_earns_nothing() {
+        let now = Instant::now();
+        let mut budget = Budget::new(RetryBudget::new(1, 20), now);
+        for _ in 0..100 {
+            budget.withdraw(now);
+            assert_eq!(budget.left(now), 9);
+            budget.refund(now);
+        }
+        (0..5).for_each(|_| budget.withdraw(now));
+        (0..5).for_each(|_| budget.refund(after(now, 5_000)));
+        // What was spent is forgotten before what was given back.
+        for ms in [5_000, 9_000, 11_000, 20_000] {
+            assert_eq!(budget.left(after(now, ms)), 10);
+        }
     }
 
     #[test]

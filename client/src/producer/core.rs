@@ -19,22 +19,18 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{
-    NodeId, Offset, PartitionId, Reason, Refusal,
-    v1::{self, publish_response::Outcome as Answer},
-};
+use busbar_proto::{NodeId, PartitionId, v1};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     alarm::Alarm,
-    breaker::Failure,
     cluster::Cluster,
     error::SendError,
     partitioner::{Load, Sticky, partition_of_key},
     producer::{
         batcher::Times,
-        destinations::{Destinations, Guards, Hold, Obstacle, Word, word_on_broker},
+        destinations::{Destinations, Guards, Hold, Obstacle},
         link::{Correlation, Link, Outgoing},
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
@@ -45,9 +41,6 @@ use crate::{
     task::Tasks,
     watch::TopicWatch,
 };
-
-/// A broker that calls a deadline passed while we have this much time left has another clock.
-const CLOCK_SKEW: Duration = Duration::from_secs(1);
 
 /// A leader that leaves a batch unanswered for this long may be frozen: other nodes are asked who leads, and again
 /// as long as it stays silent. Its stream is kept until one of them names another, or the answer timeout is over.
@@ -73,18 +66,18 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     options: CoreOptions,
     pub(super) shards: Box<[Mutex<Shard>]>,
-    links: Mutex<HashMap<NodeId, Arc<Link>>>,
+    pub(super) links: Mutex<HashMap<NodeId, Arc<Link>>>,
     pub(crate) destinations: Destinations,
     next_link: AtomicU64,
     sticky: Sticky,
     loads: Box<[Load]>,
     /// Milliseconds are counted from here.
     zero: Instant,
-    alarm: Alarm,
+    pub(super) alarm: Alarm,
     /// Somebody is asking for a producer id.
     pub(super) identifying: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
-    skewed: AtomicBool,
+    pub(super) skewed: AtomicBool,
     closed: AtomicBool,
     /// The topic is gone, and everything that was queued for it has been told.
     gone: AtomicBool,
@@ -197,7 +190,7 @@ impl Core {
         }
     }
 
-    fn clock(&self, now: Instant) -> Clock {
+    pub(super) fn clock(&self, now: Instant) -> Clock {
         let env = &self.cluster.env;
         Clock { now, now_ms: env.unix_ms(), random: env.random() }
     }
@@ -297,113 +290,6 @@ impl Core {
         link
     }
 
-    /// A node answered an attempt.
-    pub(crate) fn answered(self: &Arc<Self>, node: NodeId, answer: v1::PublishResponse) {
-        let Correlation { partition, attempt } = Correlation::unpack(answer.correlation);
-        let Some(shard) = self.shards.get(partition.get() as usize) else {
-            tracing::warn!(%node, %partition, "a broker answered for a partition that was not asked; answer ignored");
-            return;
-        };
-        let now = self.cluster.env.now();
-        let finished = match answer.outcome {
-            Some(Answer::Acknowledged(stored)) => {
-                self.broker_works(node, now);
-                let mut shard = shard.lock();
-                let base = Offset::new(stored.base_offset);
-                let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
-                self.pump(&mut shard, now);
-                finished
-            }
-            Some(Answer::Error(error)) => self.refused(shard, node, attempt, Refusal::from_wire(error), now),
-            None => {
-                let nonsense = Refusal::new(Reason::Internal, format!("node {node} answered without an outcome"));
-                self.refused(shard, node, attempt, nonsense, now)
-            }
-        };
-        self.announce(finished);
-    }
-
-    fn refused(
-        self: &Arc<Self>,
-        shard: &Mutex<Shard>,
-        node: NodeId,
-        attempt: crate::producer::window::AttemptId,
-        refusal: Refusal,
-        now: Instant,
-    ) -> Option<Finished> {
-        let mut shard = shard.lock();
-        tracing::debug!(%node, partition = %shard.partition, reason = refusal.reason.as_str(), "publish refused");
-        match refusal.reason {
-            Reason::NotLeader => self.topic.hint(shard.partition, node, refusal.leader),
-            Reason::NoLeader => self.topic.doubt(),
-            Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
-            _ => {}
-        }
-        match word_on_broker(refusal.reason) {
-            Word::Works => self.broker_works(node, now),
-            Word::Fails(failure) if failure == Failure::Soft || shard.is_first_failure() => {
-                self.broker_failed(node, failure, now);
-            }
-            Word::Fails(_) | Word::Nothing => {}
-        }
-        let finished = shard.refused(attempt, refusal, self.clock(now));
-        self.pump(&mut shard, now);
-        finished
-    }
-
-    fn broker_works(&self, node: NodeId, now: Instant) {
-        if self.destinations.succeeded(node, now) {
-            self.alarm.ring(); // Others wait for this one's word.
-        }
-    }
-
-    fn broker_failed(&self, node: NodeId, failure: Failure, now: Instant) {
-        if self.destinations.failed(node, failure, self.clock(now)) {
-            tracing::debug!(%node, "circuit breaker opened");
-            self.counters.breaker_opened();
-        }
-    }
-
-    fn compare_clocks(&self, shard: &Shard, now: Instant) {
-        let left = shard
-            .window
-            .flights()
-            .next()
-            .map_or(Duration::ZERO, |flight| flight.deadlines.earliest().saturating_duration_since(now));
-        if left > CLOCK_SKEW && !self.skewed.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                ?left,
-                "a broker calls a deadline passed that is not: clocks differ, deadlines are not sent any more"
-            );
-        }
-    }
-
-    /// A link ended; `cause` says how, for those whose batches fail in the end.
-    pub(crate) fn link_lost(self: &Arc<Self>, id: LinkId, node: NodeId, cause: Refusal) {
-        tracing::debug!(%node, %cause, "publish stream ended");
-        {
-            let mut links = self.links.lock();
-            if links.get(&node).is_some_and(|link| link.id == id) {
-                links.remove(&node);
-            }
-        }
-        let now = self.cluster.env.now();
-        // Once, before anything is sent again: however many partitions it carried, it is one failure.
-        let mut lost = Vec::new();
-        for shard in &self.shards {
-            if shard.lock().link_lost(id, &cause, self.clock(now)) {
-                lost.push(shard);
-            }
-        }
-        if !lost.is_empty() {
-            self.topic.doubt();
-            self.broker_failed(node, Failure::Hard, now);
-        }
-        for shard in lost {
-            self.pump(&mut shard.lock(), now);
-        }
-    }
-
     /// Looks after everything that time brings, and after news of leaders.
     pub(crate) async fn upkeep(self: Arc<Self>) {
         let mut news = self.topic.subscribe();
@@ -477,7 +363,7 @@ impl Core {
         }
     }
 
-    fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
+    pub(super) fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
         for finished in finished {
             self.counters.finished(&finished);
             self.load(finished.partition).finished(finished.held_bytes);

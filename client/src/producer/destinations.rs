@@ -120,6 +120,16 @@ impl Destinations {
         })
     }
 
+    /// So many retries at a node did no harm. Whether others may wait for that.
+    pub(crate) fn refund(&self, node: NodeId, retries: usize, now: Instant) -> bool {
+        self.with(node, now, |destination| {
+            let Some(budget) = destination.budget.as_mut() else { return false };
+            let was_spent = budget.left(now) == 0;
+            (0..retries).for_each(|_| budget.refund(now));
+            was_spent && retries > 0
+        })
+    }
+
     /// A node did what it was asked. Whether that is news to those who wait.
     pub(crate) fn succeeded(&self, node: NodeId, now: Instant) -> bool {
         self.with(node, now, |destination| destination.breaker.as_mut().is_some_and(|breaker| breaker.succeeded(now)))

@@ -7,12 +7,13 @@
 //! | `window` | batches under way: sequences, retries, order (pure) |
 //! | `shard` | one partition: batcher + window + leader |
 //! | `core` | all partitions, the buffer, the links; who calls whom |
-//! | `link` | one Publish stream |
+//! | `link`, `answers` | one Publish stream; what comes back on it |
 //! | `identity` | the producer id |
 //! | `destinations` | the brokers: circuit breakers, retry budgets |
 //! | `sealed`, `ticket`, `stats` | a batch's bytes, its receipt, the counters |
 //! | `story`, `report` | what happened to a batch, while it happens and told in the end |
 
+mod answers;
 mod batcher;
 mod core;
 mod destinations;

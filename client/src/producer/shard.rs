@@ -50,6 +50,8 @@ pub(crate) struct Finished {
     pub(crate) partition: PartitionId,
     /// How long the acknowledging node took.
     pub(crate) answered_within: Option<Duration>,
+    /// It took another attempt at the same node, which did no harm.
+    pub(crate) retried: bool,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) outcome: Outcome,
     pub(crate) held_bytes: usize,
@@ -158,15 +160,19 @@ impl Shard {
         }
     }
 
-    /// A stream broke. Whether something was under way on it.
-    pub(crate) fn link_lost(&mut self, link: LinkId, cause: &Refusal, clock: Clock) -> bool {
+    /// A stream broke. Whether something was under way on it, and how many retries among it never left.
+    pub(crate) fn link_lost(&mut self, link: LinkId, cause: &Refusal, clock: Clock) -> Option<usize> {
         let Clock { now, random, .. } = clock;
+        let stayed = |flight: &&Flight<SealedBatch>| {
+            flight.batch.diary.is_retry(Some(link)) && !flight.batch.ticket.may_have_left()
+        };
+        let stayed = self.window.flights().filter(stayed).count();
         self.window.flights_mut().for_each(|flight| flight.batch.diary.link_lost(link, &cause.message, now));
         let lost = self.window.link_lost(link, now, random);
         if lost {
             self.last = Some(cause.clone());
         }
-        lost
+        lost.then_some(stayed)
     }
 
     /// Moves batches into the window while it has room and they are due.
@@ -198,10 +204,11 @@ impl Shard {
         let flight = self.window.acknowledged(attempt, clock.now)?;
         self.last = None;
         let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
+        let retried = diary.is_retry(None);
         let report = diary.stored(base.get(), duplicate, self.epilogue(clock));
         let (partition, answered_within) = (self.partition, report.attempts().last().map(|last| last.took));
         let stored = Stored { partition, base, duplicate, report };
-        Some(Finished { partition, answered_within, ticket, outcome: Ok(stored), held_bytes, records })
+        Some(Finished { partition, answered_within, retried, ticket, outcome: Ok(stored), held_bytes, records })
     }
 
     pub(crate) fn refused(&mut self, attempt: AttemptId, refusal: Refusal, clock: Clock) -> Option<Finished> {
@@ -289,7 +296,7 @@ impl Shard {
         self.note_parking(&mut diary, clock.now);
         let report = diary.failed(self.epilogue(clock));
         let (partition, outcome) = (self.partition, Err(error(report)));
-        Finished { partition, answered_within: None, ticket, outcome, held_bytes, records }
+        Finished { partition, answered_within: None, retried: false, ticket, outcome, held_bytes, records }
     }
 
     fn unsent(
@@ -303,7 +310,7 @@ impl Shard {
         self.note_parking(&mut diary, clock.now);
         let report = diary.failed(self.epilogue(clock));
         let (partition, outcome, records) = (self.partition, Err(error(report)), builder.record_count());
-        Finished { partition, answered_within: None, ticket, outcome, held_bytes, records }
+        Finished { partition, answered_within: None, retried: false, ticket, outcome, held_bytes, records }
     }
 
     fn note_parking(&self, diary: &mut Diary, now: Instant) {

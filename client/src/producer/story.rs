@@ -35,6 +35,8 @@ struct Open {
     link: LinkId,
     node: NodeId,
     sent: Instant,
+    /// That node has had it before.
+    again: bool,
 }
 
 /// Where and when a story ends.
@@ -54,19 +56,25 @@ impl Diary {
     /// Another attempt begins.
     pub(crate) fn sent(&mut self, link: LinkId, node: NodeId, now: Instant) {
         self.unanswered("it was sent again", now);
+        let again = self.was_sent_to(node);
         let begun = self.begun;
         if let Some(before) = self.attempts.last_mut() {
             let after = now.saturating_duration_since(begun + before.at + before.took);
             before.next = NextStep::SentAgain { after };
         }
         self.total = self.total.saturating_add(1);
-        self.open = Some(Open { link, node, sent: now });
+        self.open = Some(Open { link, node, sent: now, again });
     }
 
     /// It was held back since then, as far as it was there.
     pub(crate) fn parked(&mut self, since: Instant, now: Instant) {
         let ended = self.attempts.last().map_or(self.begun, |last| self.begun + last.at + last.took);
         self.parked += now.saturating_duration_since(since.max(ended));
+    }
+
+    /// Whether the attempt under way, on that stream if one is named, is a retry at its node.
+    pub(crate) fn is_retry(&self, link: Option<LinkId>) -> bool {
+        self.open.is_some_and(|open| open.again && link.is_none_or(|link| open.link == link))
     }
 
     /// Whether that node has had it.

@@ -107,6 +107,30 @@ async fn retries_stay_within_the_budget() {
 }
 
 #[tokio::test]
+async fn a_restarted_broker_gets_its_batches_back_whatever_the_budget() {
+    const PARTITIONS: u32 = 60;
+    let mut cluster = Cluster::start(1).await;
+    cluster.create("t", PARTITIONS);
+    let client = cluster.client().await;
+    let builder = client.producer("t").delivery_timeout(Duration::from_secs(10));
+    // Enough for 10 retries at once; without what is given back, the others would take a minute.
+    let producer = builder.retry_budget(RetryBudget::new(1, 0)).build().await.expect("a producer");
+    cluster.edit_all(|state| state.held = true);
+    let mut deliveries = Vec::new();
+    for partition in 0..PARTITIONS {
+        deliveries.push(producer.send(record(0).partition(partition)).await.expect("taken"));
+    }
+    until("all are under way", || producer.stats().batches == u64::from(PARTITIONS)).await;
+    cluster.kill(1).await;
+    cluster.edit_all(|state| state.held = false);
+    until("they are lost", || producer.stats().retries > 0).await;
+    cluster.restart(1).await;
+    for delivery in deliveries {
+        soon("delivery", delivery).await.expect("stored");
+    }
+}
+
+#[tokio::test]
 async fn an_election_needs_no_budget() {
     let (cluster, client) = Cluster::with_topic(1).await;
     let builder = client.producer("t").batch_bytes(1024).retry_budget(RetryBudget::new(0, 0));
