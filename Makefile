@@ -7,7 +7,7 @@ ENV := . ./.ci/env
 CARGO := $(ENV); cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test verify fix bench image clean
+.PHONY: help deps build demo test verify deny fix bench image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,9 @@ verify: deps ## format, lints and documentation; never writes to the tree
 test: verify ## verify, doctests, then every test (nextest builds the programs that the tests run)
 	$(CARGO) test --release --locked --workspace --doc
 	$(CARGO) nextest run --release --locked --workspace
+
+deny: ## hold dependencies to deny.toml: licences, sources, bans (needs cargo-deny; `cargo deny check` asks for advisories, too)
+	cargo deny --locked check bans licenses sources
 
 fix: ## format and apply clippy's suggestions
 	$(CARGO) clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
