@@ -363,17 +363,26 @@ async fn found_cluster(broker: Arc<Broker>, founders: BTreeSet<NodeId>) {
     }
 }
 
-/// Writes the cluster's incarnation into the folder once it is known, so that it can't be mistaken for another's.
+/// Between two attempts to write `node.json`.
+const REMEMBER_RETRY: Duration = Duration::from_secs(1);
+
+/// Writes the cluster's incarnation into the folder once it is known, so that it can't be mistaken for another's, nor a
+/// new folder for this one.
 async fn remember_incarnation(broker: Arc<Broker>, folder: DataFolder) {
     let mut applied = broker.cluster().group().shared().watch();
     loop {
         let incarnation = broker.cluster().read(|catalog| catalog.incarnation().map(str::to_owned));
         if let Some(incarnation) = incarnation {
-            let identity = FolderIdentity::new(broker.config().cluster.name.clone(), incarnation, broker.node());
-            if let Err(error) = folder.claim(&identity) {
-                tracing::warn!(%error, "the cluster's incarnation could not be recorded in the data folder");
+            let name = broker.config().cluster.name.clone();
+            let identity = FolderIdentity::new(name, incarnation.clone(), broker.node());
+            match folder.claim(&identity) {
+                Ok(()) => return broker.identity().note_remembered(incarnation),
+                Err(error) => {
+                    tracing::warn!(%error, "the cluster's incarnation can't be recorded in the data folder; trying again");
+                    tokio::time::sleep(REMEMBER_RETRY).await;
+                    continue;
+                }
             }
-            return;
         }
         if applied.changed().await.is_err() {
             return;

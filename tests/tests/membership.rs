@@ -92,6 +92,35 @@ async fn nodes_join_take_over_and_leave_under_load() -> anyhow::Result<()> {
     cluster.finish().await
 }
 
+/// Its old votes and acknowledgements are forgotten: as the same voter it could help to elect a leader that lacks what it
+/// had acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_lost_its_data_is_refused_under_its_old_id() -> anyhow::Result<()> {
+    let mut cluster = ProcessCluster::start(3).await?;
+    let client = cluster.client().await?;
+    client.admin().create_topic(TOPIC, TopicOptions::default()).await?;
+    let mut load = Load::start(&client, TOPIC, LoadOptions::default()).await?;
+    load.acknowledged(STEADY, LIMIT).await?;
+    for node in [2, 1] {
+        cluster.kill(node).await?;
+        let data = cluster.node(node)?.data();
+        let aside = data.with_extension("aside");
+        std::fs::rename(&data, &aside)?;
+        let (status, log) = cluster.restart_in_vain(node).await?;
+        ensure!(!status.success() && log.contains("its data folder is a new one"), "{status}: {log}");
+        load.acknowledged(STEADY, LIMIT).await?;
+        // With its own folder it is welcome.
+        std::fs::remove_dir_all(&data)?;
+        std::fs::rename(&aside, &data)?;
+        cluster.restart(node).await?;
+        cluster.in_sync(&client, TOPIC).await?;
+    }
+    let mut published = load.stop().await?;
+    let read = read_everything(&client, TOPIC, &mut published).await?;
+    verify(&published, &read).map_err(|found| anyhow::anyhow!("{} anomalies: {:#?}", found.len(), found.first()))?;
+    cluster.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_one_grows_and_the_founder_leaves() -> anyhow::Result<()> {
     let mut cluster = ProcessCluster::start(1).await?;

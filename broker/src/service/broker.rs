@@ -100,7 +100,12 @@ impl Broker {
         self.parts.identity.node
     }
 
-    /// Follows whether the cluster has removed this node; the text is for the operator.
+    /// Who this node is to its peers.
+    pub fn identity(&self) -> &Identity {
+        &self.parts.identity
+    }
+
+    /// Follows whether the cluster has refused this node for good; the text is for the operator.
     pub fn expelled(&self) -> watch::Receiver<Option<String>> {
         self.parts.identity.expelled()
     }

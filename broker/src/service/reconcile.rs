@@ -103,6 +103,7 @@ impl Broker {
             for node in catalog.nodes() {
                 self.parts.addresses.insert(node.id, node.peer_address.clone());
             }
+            self.parts.identity.set_registered(catalog.nodes().map(|node| node.id).collect());
             if let Some(incarnation) = catalog.incarnation() {
                 let mut known = self.parts.identity.incarnation.write();
                 if known.is_empty() {

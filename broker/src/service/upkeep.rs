@@ -49,6 +49,7 @@ impl Broker {
             };
             let done = async {
                 let _: Outcome = self.cluster().submit(name).await?;
+                self.identity().remembered().await;
                 self.cluster().submit(register).await
             };
             match done.await {

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
-use super::{AddressBook, Identity, NODE_REMOVED, PROTOCOL};
+use super::{AddressBook, DATA_LOST, Identity, NODE_REMOVED, PROTOCOL};
 use crate::env::Tasks;
 
 /// Frames queued towards the peer; each append stream has its own byte window above this.
@@ -221,10 +221,16 @@ impl Link {
             .into_inner();
         let first = tokio::time::timeout(CONNECT_TIMEOUT, replies.message()).await;
         match first.map_err(|_| "no answer to hello".to_owned())?.map_err(|status| status.message().to_owned())? {
-            Some(Frame { body: Some(Body::Hello(_)), .. }) => Ok((sender, replies)),
+            Some(Frame { body: Some(Body::Hello(theirs)), .. }) => match identity.lost_data(&theirs) {
+                Ok(()) => Ok((sender, replies)),
+                Err(lost) => {
+                    tracing::error!(peer = %peer, %address, reason = lost.message, "refusing a peer");
+                    Err(lost.message)
+                }
+            },
             Some(Frame { body: Some(Body::Failed(failed)), .. }) => {
                 tracing::error!(peer = %peer, %address, reason = failed.message, "the peer refuses this node");
-                if failed.reason == NODE_REMOVED {
+                if failed.reason == NODE_REMOVED || failed.reason == DATA_LOST {
                     identity.expelled.send_replace(Some(failed.message.clone()));
                 }
                 Err(failed.message)

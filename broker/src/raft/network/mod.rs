@@ -14,9 +14,13 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use busbar_proto::NodeId;
+use busbar_proto::{NodeId, peer as wire};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -29,6 +33,8 @@ pub(crate) const WINDOW_BYTES: usize = 8 << 20;
 pub(crate) const WINDOW_REQUESTS: usize = 64;
 /// Reason of a refused hello: the node was removed from the cluster. It must end.
 pub(crate) const NODE_REMOVED: &str = "NODE_REMOVED";
+/// Reason of a refused hello: the node's data folder is not the one that it was registered with. It must end.
+pub(crate) const DATA_LOST: &str = "DATA_LOST";
 /// Version of the peer protocol.
 pub(crate) const PROTOCOL: u32 = 1;
 
@@ -41,17 +47,63 @@ pub struct Identity {
     pub incarnation: RwLock<String>,
     /// This node; 0 until it has joined.
     pub node: NodeId,
-    /// What a peer said when it refused us because this node was removed from the cluster.
+    /// What a peer said when it refused us for good: this node was removed, or has lost its data.
     expelled: watch::Sender<Option<String>>,
+    /// The nodes that the catalog knows.
+    registered: RwLock<BTreeSet<NodeId>>,
+    /// Whether the incarnation is written into the data folder.
+    remembered: watch::Sender<bool>,
 }
 
 impl Identity {
     /// A member as far as it knows.
     pub fn new(cluster: String, incarnation: String, node: NodeId) -> Self {
-        Self { cluster, incarnation: RwLock::new(incarnation), node, expelled: watch::Sender::new(None) }
+        let remembered = watch::Sender::new(!incarnation.is_empty());
+        let incarnation = RwLock::new(incarnation);
+        Self {
+            cluster,
+            incarnation,
+            node,
+            expelled: watch::Sender::default(),
+            registered: RwLock::default(),
+            remembered,
+        }
     }
 
-    /// Follows whether a peer has said that this node was removed; the text is for the operator.
+    /// Notes the nodes that the catalog knows.
+    pub fn set_registered(&self, nodes: BTreeSet<NodeId>) {
+        *self.registered.write() = nodes;
+    }
+
+    /// The data folder holds the incarnation from now on.
+    pub fn note_remembered(&self, incarnation: String) {
+        *self.incarnation.write() = incarnation;
+        self.remembered.send_replace(true);
+    }
+
+    /// Waits until the data folder holds the incarnation. A node may be registered only then: see [`Self::lost_data`].
+    pub async fn remembered(&self) {
+        // The sender lives as long as we do: this can't fail.
+        let _ = self.remembered.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// Whether a node that says hello has lost its data folder. It was registered, which it is only after its folder
+    /// has learned the cluster's incarnation, and now it does not know that. What it had voted for and acknowledged
+    /// is forgotten: it must not take part under its old id.
+    pub(crate) fn lost_data(&self, hello: &wire::Hello) -> Result<(), wire::Failed> {
+        let node = NodeId::new(hello.node);
+        let is_known = !self.incarnation.read().is_empty() && self.registered.read().contains(&node);
+        if !is_known || !hello.incarnation.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "node {node} is known to this cluster, but its data folder is a new one: what it had acknowledged is lost. \
+             Drain and remove node {node}, then let it join as a new node (cluster.join) with an empty data folder"
+        );
+        Err(wire::Failed { reason: DATA_LOST.to_owned(), message })
+    }
+
+    /// Follows whether a peer has refused this node for good; the text is for the operator.
     pub fn expelled(&self) -> watch::Receiver<Option<String>> {
         self.expelled.subscribe()
     }

@@ -85,6 +85,7 @@ impl<H: PeerHooks> PeerServer<H> {
             );
             return refused("WRONG_CLUSTER", message);
         }
+        ours.lost_data(hello)?;
         if self.hooks.is_removed(NodeId::new(hello.node)) {
             let message = format!(
                 "node {} was removed from the cluster, and its id is not used again: let it join with an empty data \
