@@ -149,6 +149,19 @@ fn durable_end(log: &GroupLog) -> Option<u64> {
     log.durable_index().max(log.state().purged.map(|at| at.index))
 }
 
+/// An installed checkpoint is stored at once, the cut that goes before it is only queued for the journal: a crash in
+/// between brings back the tail of an older term that it replaced, which openraft takes for a damaged log.
+fn drop_replaced_tail(log: &GroupLog, row: &Checkpoint) -> io::Result<()> {
+    let at = convert::position(&row.at);
+    let replaced = |last: &busbar_storage::Position| last.index >= at.index && last.term < at.term;
+    if row.installed && log.state().last.as_ref().is_some_and(replaced) {
+        tracing::warn!(at = %row.at, "dropping the tail of the log that an installed checkpoint had replaced");
+        log.truncate_after(at.index.checked_sub(1)).map_err(io::Error::other)?;
+        log.purge(at);
+    }
+    Ok(())
+}
+
 /// openraft's state machine over a [`super::machine::Machine`].
 pub struct StateMachine {
     shared: Arc<dyn Applier>,
@@ -177,7 +190,9 @@ impl StateMachine {
         let StateMachineParts { group, store, log, tasks, shared } = parts;
         let rows = checkpoint::load(&*store, group, durable_end(&log)).map_err(io::Error::other)?;
         let newest = rows.last().cloned();
-        if let (None, Some(purged)) = (&newest, log.state().purged) {
+        // An older checkpoint would leave out what lies between it and the log's start, without a word.
+        let covered = newest.as_ref().map(|row| row.at.index());
+        if let Some(purged) = log.state().purged.filter(|purged| covered < Some(purged.index)) {
             return Err(io::Error::other(format!(
                 "the log begins behind entry {}, and the checkpoint for that is missing or damaged: the state folder \
                  does not belong to this log, or was deleted. Drain and remove this node from another one, then join \
@@ -186,6 +201,7 @@ impl StateMachine {
             )));
         }
         if let Some(row) = &newest {
+            drop_replaced_tail(&log, row)?;
             shared.restore(&row.state, row.installed).map_err(io::Error::other)?;
         }
         let applied = newest.as_ref().map(|row| row.at);

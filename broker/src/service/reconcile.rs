@@ -185,14 +185,19 @@ impl Broker {
             }
             tracing::info!(%group, "deleting a replica that the catalog does not want here");
             let replica = self.replicas.write().remove(&group);
-            if let Some(replica) = replica {
+            if let Some(replica) = &replica {
                 replica.stop(false).await;
-                if let Err(error) = replica.group().forget_checkpoints() {
-                    tracing::warn!(%group, %error, "checkpoints of a deleted replica stay until the next restart");
-                }
             }
-            if let Err(error) = self.parts.engine.remove_group(busbar_storage::GroupId(group.get())) {
-                tracing::error!(%group, %error, "a deleted replica's log could not be removed; trying again");
+            // The log first: a log without its checkpoints could not be opened, should the partition ever come back.
+            match self.parts.engine.remove_group(busbar_storage::GroupId(group.get())) {
+                Err(error) => {
+                    tracing::error!(%group, %error, "a deleted replica's log could not be removed; trying again");
+                }
+                Ok(()) => {
+                    if let Some(Err(error)) = replica.map(|replica| replica.group().forget_checkpoints()) {
+                        tracing::warn!(%group, %error, "checkpoints of a deleted replica stay");
+                    }
+                }
             }
             orphans.remove(&group);
             self.leaders().bump();

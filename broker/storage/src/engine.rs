@@ -17,8 +17,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::OpenError;
+use crate::frame::size_of;
 use crate::group::Inner;
 use crate::hard::Snapshot;
+use crate::journal::header::FileHeader;
 use crate::journal::recovery::{RecoveryReport, recover};
 use crate::journal::ring::Ring;
 use crate::journal::writer::{Step, Writer};
@@ -104,18 +106,28 @@ impl LogEngine {
     }
 
     /// The log of a group, created empty when it is not known. The same log for the same id, every time.
+    ///
+    /// # Errors
+    /// [`OpenError::Removed`] until nothing is left of a removed group, [`OpenError::TooManyGroups`] when the largest
+    /// entry would no longer fit into a journal file behind the states of all groups.
     pub fn group(&self, id: GroupId) -> Result<GroupLog, OpenError> {
         let core = self.core();
         if let Some(text) = core.stopped() {
             return Err(OpenError::Stopped(text.to_owned()));
         }
-        if core.removed.lock().contains(&id) {
-            return Err(OpenError::Removed(id));
-        }
         let mut groups = core.groups.write();
-        let limit = core.options.file_bytes / 2;
-        if !groups.contains_key(&id) && Snapshot::size_of(groups.len() + 1, 0) > limit {
-            return Err(OpenError::TooManyGroups { groups: groups.len() + 1 });
+        if !groups.contains_key(&id) {
+            let removed = core.removed.lock();
+            if removed.contains(&id) {
+                return Err(OpenError::Removed(id));
+            }
+            // Groups whose removal is not written yet still take their full room.
+            let states = Snapshot::size_of(groups.len() + 1 + core.removing.lock().len(), removed.len());
+            if FileHeader::data_start(states) + size_of(core.options.max_payload_bytes()) + size_of(0)
+                > core.options.file_bytes
+            {
+                return Err(OpenError::TooManyGroups { groups: groups.len() + 1 });
+            }
         }
         let group = groups.entry(id).or_insert_with(|| core.make_group(id, Inner::default()));
         Ok(GroupLog::new(Arc::clone(core), Arc::clone(group)))
@@ -128,17 +140,22 @@ impl LogEngine {
         ids
     }
 
-    /// Forgets a group for good; its files go in the background. Blocks until that is durable. Unknown ids are fine.
+    /// Forgets a group; its files go in the background, and only then can the id be used again, for a new and empty
+    /// log. Blocks until the removal is durable. Unknown ids are fine.
     pub fn remove_group(&self, id: GroupId) -> io::Result<()> {
         let core = self.core();
-        let Some(group) = core.groups.write().remove(&id) else { return Ok(()) };
-        core.removed.lock().insert(id);
+        let group = {
+            let mut groups = core.groups.write();
+            let Some(group) = groups.remove(&id) else { return Ok(()) };
+            core.removed.lock().insert(id);
+            core.removing.lock().push(Arc::clone(&group));
+            group
+        };
         let (sender, receiver) = std::sync::mpsc::channel();
         {
             let mut inner = group.inner.lock();
             core.cache.dropped(inner.clear());
             inner.drops += 1;
-            core.removing.lock().push(Arc::clone(&group));
             let done = Box::new(move |result| drop(sender.send(result)));
             let pending = Pending::new(&group, Op::Remove, inner.epoch).durable(Some(done));
             if core.queue.push(pending).is_err() {

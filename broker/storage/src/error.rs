@@ -36,10 +36,10 @@ pub enum OpenError {
     /// Options outside their bounds; names every fault.
     #[error("log options: {0}")]
     Options(String),
-    /// The group was removed; ids are never reused.
-    #[error("group {0} was removed from this node and its id is not used again")]
+    /// The group was removed, and its files are not gone yet: try again later.
+    #[error("group {0} was removed from this node, and its files are not gone yet")]
     Removed(GroupId),
-    /// No room left for another group in a journal file's header.
+    /// No room left for another group at a journal file's head.
     #[error("{groups} groups do not fit into one journal file: raise the journal's file size")]
     TooManyGroups {
         /// Groups known.

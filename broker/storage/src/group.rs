@@ -208,13 +208,19 @@ impl Inner {
         self.cache.get(usize::try_from(index.checked_sub(self.cache_base())?).ok()?)
     }
 
-    /// Entries `from..to` that are in memory, at most `count`.
-    pub(crate) fn cached_run(&self, from: u64, to: u64, count: usize) -> Vec<Entry> {
+    /// Entries `from..to` that are in memory, at most `count`, and no more than `bytes` but for the first.
+    pub(crate) fn cached_run(&self, from: u64, to: u64, count: usize, bytes: u64) -> Vec<Entry> {
         let Some(skip) = from.checked_sub(self.cache_base()).and_then(|skip| usize::try_from(skip).ok()) else {
             return Vec::new();
         };
         let count = count.min(usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX));
-        self.cache.iter().skip(skip).take(count).cloned().collect()
+        let mut sum = 0;
+        let within = |entry: &&Entry| {
+            let first = sum == 0;
+            sum += entry.cost() as u64;
+            first || sum <= bytes
+        };
+        self.cache.iter().skip(skip).take(count).take_while(within).cloned().collect()
     }
 
     /// Term of an entry in memory or journal, or of the last one in segments.

@@ -54,6 +54,9 @@ impl Upkeep {
             ids.iter().filter_map(|id| known.get(id).cloned()).collect()
         };
         self.barrier(Op::Barrier, &mut pump)?; // gives queued purges a chance to be durable
+        if !self.core.ring.is_sealed(file.generation as u32) {
+            return Ok(true); // an earlier attempt got as far as its Freed frame, and that was waiting for room
+        }
         let ahead = groups.len() > FEW_GROUPS;
         for group in &groups {
             self.retire_group(group, file, ahead)?;
@@ -169,7 +172,7 @@ impl Upkeep {
         let mut next = from;
         // Gaps between entries count for the length of a read, not for the step: its rest is not worth reading for.
         while next < end && bytes < step / 4 * 3 + 1 {
-            let cached = group.inner.lock().cached_run(next, end, CACHED_AT_ONCE);
+            let cached = group.inner.lock().cached_run(next, end, CACHED_AT_ONCE, step - bytes);
             if !cached.is_empty() {
                 next += cached.len() as u64;
                 bytes += cached.iter().map(Entry::cost).sum::<usize>() as u64;

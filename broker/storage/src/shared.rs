@@ -75,6 +75,9 @@ impl Group {
                 core.ring.freed(*generation);
                 core.queue.wake();
             }
+            Effect::Forgotten => {
+                core.removed.lock().remove(&self.id);
+            }
             Effect::Nothing => return,
         }
         self.changed.notify_waiters();
@@ -115,6 +118,7 @@ pub(crate) struct Core {
     pub(crate) open_segments: OpenSegments,
     pub(crate) stats: Stats,
     pub(crate) groups: RwLock<HashMap<GroupId, Arc<Group>>>,
+    /// Removed groups of which something may be left. Locked inside `groups`, where both are.
     pub(crate) removed: Mutex<BTreeSet<GroupId>>,
     /// Removed groups whose removal is not yet durable.
     pub(crate) removing: Mutex<Vec<Arc<Group>>>,

@@ -48,6 +48,7 @@ struct State {
     sync_fails: Option<String>,
     write_fails: Option<String>,
     read_fails: Option<String>,
+    refuses_direct: bool,
     syncs: u64,
 }
 
@@ -196,6 +197,11 @@ impl SimVfs {
     /// Writes to files whose path contains this fail.
     pub fn fail_writes(&self, part: Option<&str>) {
         self.state.lock().write_fails = part.map(str::to_owned);
+    }
+
+    /// Files can be opened for direct writes, but each such write is refused, as where blocks are larger.
+    pub fn refuse_direct_writes(&self) {
+        self.state.lock().refuses_direct = true;
     }
 
     /// Reads of files whose path contains this fail.
@@ -367,7 +373,11 @@ impl Vfs for SimVfs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.state.lock().change(Change::SyncDir(dir.to_owned()));
+        let mut state = self.state.lock();
+        if !state.disk.dirs.contains(dir) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        state.change(Change::SyncDir(dir.to_owned()));
         Ok(())
     }
 
@@ -412,7 +422,7 @@ impl VfsFile for SimFile {
         }
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         state.room_for(self.inode, pos + bytes.len() as u64)?;
-        if self.direct && !(pos | bytes.len() as u64).is_multiple_of(4096) {
+        if self.direct && (state.refuses_direct || !(pos | bytes.len() as u64).is_multiple_of(4096)) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         state.change(Change::Write(self.inode, pos, bytes.into()));

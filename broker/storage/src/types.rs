@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-/// One replicated log on this node. Ids are chosen by the caller and never reused.
+/// One replicated log on this node. Ids are chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 

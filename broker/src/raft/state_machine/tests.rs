@@ -116,3 +116,34 @@ async fn a_log_without_its_checkpoint_is_refused_and_the_advice_is_given() {
     let error = world.open().map(drop).unwrap_err().to_string();
     assert!(error.contains("behind entry 4") && error.contains("empty data folder"), "{error}");
 }
+
+fn save_row(world: &World, term: u64, index: u64, installed: bool) {
+    let state = Shared::new(PartitionMachine::new()).encode();
+    let row =
+        Checkpoint { at: convert::log_id(term, index), membership: StoredMembership::default(), state, installed };
+    checkpoint::save(&*world.store, GroupId::new(1), &row).unwrap();
+}
+
+#[tokio::test]
+async fn a_checkpoint_from_before_the_start_of_the_log_does_not_stand_in_for_the_one_that_is_missing() {
+    let world = World::new();
+    world.fill_log().await;
+    save_row(&world, 1, 2, false);
+    world.log().purge(Position { term: 1, index: 4 });
+    let error = world.open().map(drop).unwrap_err().to_string();
+    assert!(error.contains("behind entry 4"), "{error}");
+    save_row(&world, 1, 4, false);
+    assert!(world.open().is_ok());
+}
+
+/// A crash right after an installed checkpoint was stored, and before the cut of the log in front of it was.
+#[tokio::test]
+async fn a_tail_that_an_installed_checkpoint_had_replaced_does_not_come_back() {
+    let world = World::new();
+    world.fill_log().await;
+    save_row(&world, 3, 5, true);
+    let (applied, _) = world.open().unwrap().applied_state().await.unwrap();
+    assert_eq!(applied, Some(convert::log_id(3, 5)));
+    let state = world.log().state();
+    assert_eq!((state.first, state.last), (None, Some(Position { term: 3, index: 5 })));
+}

@@ -91,3 +91,13 @@ fn a_group_may_be_removed_while_its_entries_move_into_segments() {
     inner.retired(SegmentEnd { first: 1, bytes: 4096, last, mark: 2, first_mark: 1, max_time_ms: 0, chain: 0 });
     assert!(inner.removed && inner.now.segment.is_none());
 }
+
+#[test]
+fn a_run_from_memory_is_bounded_in_bytes_and_never_empty() {
+    let mut inner = Inner::default();
+    let cost = inner.push(&[entry(1, 1), entry(2, 1), entry(3, 1)]) as u64 / 3;
+    let indexes = |bytes| inner.cached_run(1, 4, 64, bytes).iter().map(|entry| entry.index).collect::<Vec<_>>();
+    assert_eq!(indexes(1), [1]);
+    assert_eq!(indexes(cost * 2), [1, 2]);
+    assert_eq!(indexes(cost * 9), [1, 2, 3]);
+}

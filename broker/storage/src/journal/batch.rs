@@ -49,6 +49,8 @@ pub(crate) enum Effect {
     Retired(SegmentEnd),
     Remove,
     Freed(u64),
+    /// Nothing is left of a removed group.
+    Forgotten,
     Nothing,
 }
 

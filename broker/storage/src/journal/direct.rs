@@ -46,6 +46,12 @@ impl Direct {
         len <= DIRECT_MAX && pos.is_multiple_of(BLOCK) && (len as u64).is_multiple_of(BLOCK)
     }
 
+    /// True when a failed write only says that this device or file system does not take writes of this kind: nothing
+    /// is uncertain then, and the same bytes can go through the page cache.
+    pub(crate) fn is_refusal(error: &io::Error) -> bool {
+        matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+    }
+
     /// Writes `slices` at `pos`, durably; [`Direct::takes`] said that it can.
     pub(crate) fn write(&mut self, slices: &[IoSlice<'_>], pos: u64) -> io::Result<()> {
         let buf = &mut self.memory[self.base..];

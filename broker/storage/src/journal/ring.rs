@@ -212,11 +212,14 @@ impl Ring {
         state.sealed.front().or(state.active.as_ref()).map(|file| file.generation)
     }
 
-    /// The oldest sealed file is empty: it becomes a spare.
+    /// The oldest sealed file is empty: it becomes a spare. Heard twice when emptying it was tried again while the
+    /// first word of it still waited for room.
     pub(crate) fn freed(&self, generation: u64) {
         let mut state = self.state.lock();
+        if state.sealed.front().is_none_or(|oldest| oldest.generation != generation) {
+            return;
+        }
         let Some(file) = state.sealed.pop_front() else { return };
-        assert_eq!(file.generation, generation, "journal files are freed oldest first");
         state.spares.push_back(Spare { slot: file.slot, bytes: file.bytes, file: Arc::clone(&file.file) });
         state.waiting = false;
         state.starving = false;
@@ -387,5 +390,33 @@ impl Ring {
     /// True when every entry of the file at `tag` is out of the writer's reach: it is sealed.
     pub(crate) fn is_sealed(&self, tag: u32) -> bool {
         self.state.lock().sealed.iter().any(|file| file.generation as u32 == tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::sim::SimVfs;
+    use crate::vfs::{Open, Vfs};
+
+    /// A full disk can end the wait for a Freed frame that is queued already; the next attempt queues another.
+    #[test]
+    fn a_file_that_is_given_free_twice_frees_no_other() {
+        let vfs = SimVfs::new();
+        vfs.create_dir_all(Path::new("/j")).unwrap();
+        let file = vfs.open(Path::new("/j/0000.journal"), Open::Fresh).unwrap();
+        let of = |slot: u32, generation| {
+            let (file, groups) = (Arc::clone(&file), Mutex::default());
+            Arc::new(JournalFile { slot, generation, bytes: 1 << 16, start: 0, file, groups })
+        };
+        let ring = Ring::new([of(0, 7), of(1, 8)].into(), VecDeque::new(), 2);
+        ring.freed(7);
+        ring.freed(7);
+        assert!(!ring.is_sealed(7) && ring.is_sealed(8) && ring.len() == 2);
+        ring.freed(8);
+        ring.freed(8);
+        assert!(!ring.is_sealed(8) && ring.len() == 2);
     }
 }

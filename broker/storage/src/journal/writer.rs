@@ -60,6 +60,8 @@ pub(crate) struct Writer {
     stalled: bool,
     /// The closing frame is written.
     closed: bool,
+    /// Direct writes can be opened here, but not made.
+    refuses_direct: bool,
 }
 
 impl Writer {
@@ -87,6 +89,7 @@ impl Writer {
             deadline: None,
             stalled: false,
             closed: false,
+            refuses_direct: false,
         }
     }
 
@@ -184,7 +187,10 @@ impl Writer {
             if !std::mem::replace(&mut self.closed, true) {
                 self.fill_committed()?;
                 self.flush(true)?;
-                self.note_opened(1)?; // its `synced` proves at the next start that all before it was durable
+                // Its `synced` proves at the next start that all before it was durable; without room it goes without.
+                if self.active.as_ref().is_some_and(|active| !active.is_full()) {
+                    self.note_opened(1)?;
+                }
             }
             return Ok(Step::Closed);
         }
@@ -216,7 +222,14 @@ impl Writer {
             }
             let lane = if urgent { &mut self.urgent } else { &mut self.normal };
             let Some(mut pending) = lane.pop_front() else { return Ok(true) };
-            if !self.place(&mut pending, urgent)? {
+            let placed = match self.place(&mut pending, urgent) {
+                Ok(placed) => placed,
+                Err(error) => {
+                    pending.fail(&error);
+                    return Err(error);
+                }
+            };
+            if !placed {
                 let lane = if urgent { &mut self.urgent } else { &mut self.normal };
                 lane.push_front(pending);
                 return Ok(false);
@@ -230,7 +243,8 @@ impl Writer {
                 Op::Retired(end) => Effect::Retired(end),
                 Op::Remove => Effect::Remove,
                 Op::Freed(generation) => Effect::Freed(generation),
-                Op::Vote(_) | Op::Forget | Op::Carry(_) | Op::Barrier => Effect::Nothing,
+                Op::Forget => Effect::Forgotten,
+                Op::Vote(_) | Op::Carry(_) | Op::Barrier => Effect::Nothing,
             };
             let Pending { group, epoch, done, .. } = pending;
             self.batch.finished.push(Finished { group, epoch, effect, done });
@@ -320,11 +334,28 @@ impl Writer {
     fn frame(&mut self, head: &Head, payload: &Bytes, urgent: bool) -> io::Result<Option<(u64, u64)>> {
         let size = head.size();
         let fits = self.active.as_ref().is_some_and(|a| a.pos + size + size_of(0) <= a.file.bytes);
-        if !fits && !self.roll(urgent)? {
-            return Ok(None);
+        if !fits {
+            self.check_fits_empty(size)?;
+            if !self.roll(urgent)? {
+                return Ok(None);
+            }
         }
         self.written.apply(head, payload).expect("the writer's own frames agree with its state");
         Ok(Some(self.encode(head, payload)))
+    }
+
+    /// An error when not even a new file has room for a frame: nothing may ever be written over a file's end.
+    fn check_fits_empty(&self, size: u64) -> io::Result<()> {
+        let (written, bytes) = (&self.written, self.core.options.file_bytes);
+        let head = Snapshot::size_of(written.groups.len(), written.removed.len());
+        if FileHeader::data_start(head) + size + size_of(0) <= bytes {
+            return Ok(());
+        }
+        let groups = written.groups.len();
+        let text = format!(
+            "a journal file of {bytes} bytes has no room for {size} behind the states of {groups} groups: raise its size"
+        );
+        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
     }
 
     fn encode(&mut self, head: &Head, payload: &Bytes) -> (u64, u64) {
@@ -376,7 +407,8 @@ impl Writer {
     }
 
     fn open_direct(&mut self) {
-        let Some(active) = self.active.as_mut().filter(|_| self.core.options.direct_io) else { return };
+        let wanted = self.core.options.direct_io && !self.refuses_direct;
+        let Some(active) = self.active.as_mut().filter(|_| wanted) else { return };
         let path = self.core.journal_dir().join(file_name(active.file.slot));
         active.direct = self.core.vfs.open_direct(&path).map(Direct::new);
     }
@@ -403,16 +435,23 @@ impl Writer {
         if self.batch.bytes > 0 {
             let slices = self.batch.slices();
             let (start, len) = (self.batch.start, self.batch.bytes);
-            match &mut active.direct {
-                // Only behind what is durable: the frame chain must not get a hole.
-                Some(direct) if sync && active.synced == start && Direct::takes(start, len) => {
-                    let began = Instant::now();
-                    direct.write(&slices, start)?;
+            // Only behind what is durable: the frame chain must not get a hole.
+            let may = sync && active.synced == start && Direct::takes(start, len);
+            let began = Instant::now();
+            match active.direct.as_mut().filter(|_| may).map(|direct| direct.write(&slices, start)) {
+                Some(Ok(())) => {
                     active.synced = active.pos;
                     self.core.stats.note_sync(began.elapsed());
                     self.core.stats.direct_writes.fetch_add(1, Relaxed);
                 }
-                _ => active.file.file.write_at(&slices, start)?,
+                Some(Err(error)) if !Direct::is_refusal(&error) => return Err(error),
+                refused => {
+                    if let Some(Err(error)) = refused {
+                        tracing::warn!(%error, "the disk refuses direct writes: the journal goes through the page cache");
+                        (active.direct, self.refuses_direct) = (None, true);
+                    }
+                    active.file.file.write_at(&slices, start)?;
+                }
             }
             let stats = &self.core.stats;
             stats.journal_bytes.fetch_add(self.batch.bytes as u64, Relaxed);

@@ -14,7 +14,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -83,6 +83,8 @@ pub(crate) struct Segment {
     end: Mutex<Option<SegmentEnd>>,
     /// Where the entry after the last read stands: reading on needs no search.
     hint: Mutex<Option<(u64, u64)>>,
+    /// Bytes on disk, once it was measured when nothing was to be added any more.
+    sealed_bytes: OnceLock<u64>,
 }
 
 impl Segment {
@@ -95,6 +97,7 @@ impl Segment {
             opened: Mutex::new(None),
             end: Mutex::new(end),
             hint: Mutex::new(None),
+            sealed_bytes: OnceLock::new(),
         }
     }
 
@@ -195,6 +198,14 @@ impl Segment {
     /// Entry `index` stands at `pos`.
     pub(crate) fn set_hint(&self, index: u64, pos: u64) {
         *self.hint.lock() = Some((index, pos));
+    }
+
+    /// Bytes on disk of a segment that is not the newest: asked for often, so measured once.
+    pub(crate) fn sealed_bytes(&self, core: &Core) -> io::Result<u64> {
+        match self.sealed_bytes.get() {
+            Some(bytes) => Ok(*bytes),
+            None => self.bytes(core).map(|bytes| *self.sealed_bytes.get_or_init(|| bytes)),
+        }
     }
 
     /// Bytes on disk.

@@ -138,9 +138,10 @@ impl History {
         let newest = group.inner.lock().now.segment;
         let mut bytes = 0;
         for segment in self.segments(core, group)? {
-            bytes += match newest.filter(|end| end.first == segment.first) {
-                Some(end) => end.bytes,
-                None => segment.bytes(core)?,
+            bytes += match newest {
+                Some(end) if end.first == segment.first => end.bytes,
+                Some(end) if end.first > segment.first => segment.sealed_bytes(core)?,
+                _ => segment.bytes(core)?,
             };
         }
         Ok(bytes)

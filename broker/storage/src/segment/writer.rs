@@ -43,7 +43,10 @@ impl Touched {
             return core.vfs.sync_all(&core.dir);
         }
         self.files.iter().try_for_each(|file| file.sync_data())?;
-        self.dirs.iter().try_for_each(|dir| core.vfs.sync_dir(dir))
+        self.dirs.iter().try_for_each(|dir| match core.vfs.sync_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()), // left by a failed attempt; its group was removed
+            result => result,
+        })
     }
 }
 

@@ -3,4 +3,5 @@
 mod basic;
 mod faults;
 mod model;
+mod pressure;
 mod real;
