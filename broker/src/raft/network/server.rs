@@ -86,7 +86,8 @@ impl<H: PeerHooks> PeerServer<H> {
             return refused("WRONG_CLUSTER", message);
         }
         ours.lost_data(hello)?;
-        if self.hooks.is_removed(NodeId::new(hello.node)) {
+        // Only a node that surely is of this cluster: a new one that was pointed at a stranger's must not end for that.
+        if both_known && self.hooks.is_removed(NodeId::new(hello.node)) {
             let message = format!(
                 "node {} was removed from the cluster, and its id is not used again: let it join with an empty data \
                  folder, as a new node",
