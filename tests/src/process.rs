@@ -176,8 +176,16 @@ impl ProcessCluster {
     /// # Errors
     /// It runs already, or goes on running.
     pub async fn restart_in_vain(&mut self, id: u64) -> anyhow::Result<(ExitStatus, String)> {
+        self.node_mut(id)?.spawn()?;
+        self.ends(id).await
+    }
+
+    /// Waits until a node has ended by itself. How it ended, and the end of its log.
+    ///
+    /// # Errors
+    /// It does not run, or goes on running.
+    pub async fn ends(&mut self, id: u64) -> anyhow::Result<(ExitStatus, String)> {
         let node = self.node_mut(id)?;
-        node.spawn()?;
         let status = node.wait().await?;
         Ok((status, node.log_tail()))
     }

@@ -15,6 +15,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver as _,
     errors::{ClientWriteError, ForwardReason, InitializeError, RaftError},
     impls::{EmptyNode, OneshotResponder},
+    metrics::WaitError,
     raft::ClientWriteResult,
     vote::RaftLeaderId as _,
 };
@@ -372,9 +373,14 @@ impl<M: Machine> Group<M> {
         checkpoint::forget_all(&*self.store, self.id).map_err(|error| self.failed(&error))
     }
 
-    /// Waits until this node has applied everything that was committed when it started, at most `limit`.
-    pub async fn recovered(&self, limit: Duration) -> bool {
-        self.raft.wait_for_recovery(Some(limit)).await.is_ok()
+    /// Waits until this node has applied everything that was committed when it started, at most `limit`; an error when
+    /// the group has stopped.
+    pub async fn recovered(&self, limit: Duration) -> Result<bool, GroupError> {
+        match self.raft.wait_for_recovery(Some(limit)).await {
+            Ok(_) => Ok(true),
+            Err(WaitError::Timeout(..)) => Ok(false),
+            Err(stopped) => Err(self.failed(&stopped)),
+        }
     }
 
     /// The mark of what is applied: the high watermark of a partition.

@@ -27,6 +27,8 @@ use crate::{
 const ORPHAN_AFTER: Duration = Duration::from_secs(30);
 /// How long the preferred leader has to found a new group before the others do.
 const FOUNDING_GRACE: Duration = Duration::from_secs(2);
+/// How often a node that waits for the catalog says so.
+const RECOVERY_REPORT_EVERY: Duration = Duration::from_secs(5);
 /// The state is looked at this often even without a change.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -46,8 +48,12 @@ impl Broker {
         let mut applied = self.cluster().group().shared().watch();
         let mut orphans = BTreeMap::new();
         // An old state replayed after a restart must not be acted on.
-        while !self.cluster().group().recovered(Duration::from_secs(5)).await {
-            tracing::info!("waiting for the catalog: is a majority of the cluster's nodes running?");
+        loop {
+            match self.cluster().group().recovered(RECOVERY_REPORT_EVERY).await {
+                Ok(true) => break,
+                Ok(false) => tracing::info!("waiting for the catalog: is a majority of the cluster's nodes running?"),
+                Err(_) => return, // the node is stopping
+            }
         }
         loop {
             self.reconcile(&mut orphans).await;

@@ -146,6 +146,8 @@ impl<H: PeerHooks> PeerServer<H> {
                     }
                 }
                 Some(Body::CloseStream(_)) => drop(streams.remove(&frame.stream)),
+                // It went on after it was removed: its next hello will tell it.
+                Some(Body::Leaders(_)) if self.hooks.is_removed(NodeId::new(hello.node)) => return,
                 Some(Body::Leaders(report)) => self.hooks.leaders(NodeId::new(hello.node), report),
                 Some(body) => self.answer(frame.group, frame.sequence, body, output.clone()),
                 None => return,
