@@ -81,7 +81,8 @@ impl Identity {
         self.remembered.send_replace(true);
     }
 
-    /// Waits until the data folder holds the incarnation. A node may be registered only then: see [`Self::lost_data`].
+    /// Waits until the data folder holds the incarnation. A node may be registered only then: one that
+    /// is, and does not know its cluster any more, has lost its data.
     pub async fn remembered(&self) {
         // The sender lives as long as we do: this can't fail.
         let _ = self.remembered.subscribe().wait_for(|done| *done).await;
