@@ -195,8 +195,16 @@ impl ProcessCluster {
     /// # Errors
     /// One does not get ready.
     pub async fn restart_all(&mut self) -> anyhow::Result<()> {
+        self.restart_together(&self.ids()).await
+    }
+
+    /// Starts those of these nodes that don't run, together.
+    ///
+    /// # Errors
+    /// One does not get ready.
+    pub async fn restart_together(&mut self, ids: &[u64]) -> anyhow::Result<()> {
         let mut started = Vec::new();
-        for node in self.nodes.iter_mut().filter(|node| !node.is_running()) {
+        for node in self.nodes.iter_mut().filter(|node| !node.is_running() && ids.contains(&node.id)) {
             node.spawn()?;
             started.push(node);
         }

@@ -156,6 +156,13 @@ async fn a_cluster_of_one_grows_and_the_founder_leaves() -> anyhow::Result<()> {
         .create_topic("afterwards", TopicOptions::default())
         .await
         .context("the catalog goes on without its founder")?;
+    // None of those left is in anybody's configuration: they must find each other by what they have stored.
+    cluster.kill_all().await?;
+    cluster.restart_together(&[2, 3, 4]).await?;
+    load.acknowledged(STEADY, LIMIT).await.context("after all were killed and started again")?;
+    // Nor is the founder's new start without an end, which knows them only that way, too.
+    let (status, log) = cluster.restart_in_vain(1).await?;
+    ensure!(!status.success() && log.contains("node 1 was removed from the cluster"), "{status}: {log}");
     let mut published = load.stop().await?;
     let read = read_everything(&client, TOPIC, &mut published).await?;
     let tally = verify(&published, &read)

@@ -388,3 +388,24 @@ impl<M: Machine> Group<M> {
         self.shared.mark()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::errors::ForwardToLeader;
+
+    use super::*;
+
+    /// OPENRAFT.md, chapter 5: a leader that has just been elected or woken refuses writes until a majority has answered.
+    /// That is no other leader's fault: the client stays and tries again.
+    #[test]
+    fn a_leader_without_its_lease_is_still_the_leader() {
+        let forward = |reason| {
+            ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id: Some(2), leader_node: None, reason })
+        };
+        assert_eq!(refused(&forward(ForwardReason::LeaseExpired)), ProposeError::NoQuorum);
+        assert_eq!(
+            refused(&forward(ForwardReason::NotLeader)),
+            ProposeError::NotLeader { leader: Some(NodeId::new(2)) }
+        );
+    }
+}

@@ -49,6 +49,9 @@ impl Broker {
         let mut orphans = BTreeMap::new();
         // An old state replayed after a restart must not be acted on.
         loop {
+            // But the addresses in it are needed to find the others: after a stop of the whole cluster nobody else tells
+            // a node that had joined where they are. Newer ones come with the catalog.
+            self.learn_addresses();
             match self.cluster().group().recovered(RECOVERY_REPORT_EVERY).await {
                 Ok(true) => break,
                 Ok(false) => tracing::info!("waiting for the catalog: is a majority of the cluster's nodes running?"),
