@@ -166,7 +166,8 @@ impl Upkeep {
         self.pace(began.elapsed(), bytes)
     }
 
-    /// A run for the segment, from memory as far as it is there, else gathered from as many places as it takes; `None` when its first entry is gone or damaged.
+    /// A run for the segment, from memory as far as it is there, else gathered from as many places as it takes; `None`
+    /// when its first entry is gone or damaged.
     fn read_run(&self, group: &Group, from: u64, end: u64, step: u64) -> io::Result<Option<Vec<(Head, Bytes)>>> {
         let (mut frames, mut bytes): (Vec<(Head, Bytes)>, u64) = (Vec::new(), 0);
         let mut next = from;
