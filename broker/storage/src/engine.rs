@@ -88,8 +88,7 @@ impl LogEngine {
         found.report.strays = strays(&groups, &folders, &found.written);
         let ring = Ring::new(found.sealed, found.spares, found.next_slot);
         if let Some(active) = &found.active {
-            ring.set_active(Arc::clone(&active.file));
-            ring.set_fill(active.pos);
+            ring.set_active(Arc::clone(&active.file), active.pos);
         }
         let (drive, opened) = (options.drive, found.opened + 1);
         let core = Arc::new(Core::new(vfs, dir, options, ring, found.written.removed.clone()));

@@ -28,8 +28,10 @@ const FAIR_MAX: Duration = Duration::from_millis(50);
 const SPARES_TO_TURN: usize = 2;
 /// How much more time than emptying one file takes there should be until the next turn; less is pressing.
 const TURN_SLACK: u64 = 8;
-/// Bytes of a file emptied per second, as long as that was never measured.
+/// Bytes of a file emptied per second, as long as neither that nor zero-filling was ever measured.
 const EMPTIED_GUESS: u64 = 32 << 20;
+/// A ring of few files gets another one once this part of the active file is full: early enough to make it slowly.
+const GROW_AT_PART: u64 = 8;
 /// Over so long the rate is measured at which the active file fills.
 const FILL_WINDOW: Duration = Duration::from_millis(200);
 /// How long after the writer was held back there is no resting.
@@ -150,8 +152,10 @@ impl Ring {
         Ring { state: Mutex::new(state), ..Ring::default() }
     }
 
-    pub(crate) fn set_active(&self, file: Arc<JournalFile>) {
+    /// Goes on with a file that an earlier run has filled up to `fill`, which is no traffic of this one.
+    pub(crate) fn set_active(&self, file: Arc<JournalFile>, fill: u64) {
         self.state.lock().active = Some(file);
+        self.fill.store(fill, Ordering::Relaxed);
     }
 
     /// A file for the next generation, or `None` when this lane has to wait for one.
@@ -193,8 +197,8 @@ impl Ring {
         let mut state = self.state.lock();
         state.note_fill(bytes.saturating_sub(before));
         if let Some(active) = &state.active {
-            let half = active.bytes / 2;
-            if before < half && bytes >= half {
+            let marks = [active.bytes / GROW_AT_PART, active.bytes / 2];
+            if marks.iter().any(|mark| before < *mark && bytes >= *mark) {
                 self.wanted.notify_all();
             }
         }
@@ -264,10 +268,9 @@ impl Ring {
             return true;
         }
         let left = active.bytes.saturating_sub(self.fill.load(Ordering::Relaxed));
-        let emptied = match self.emptied_per_second.load(Ordering::Relaxed) {
-            0 => EMPTIED_GUESS,
-            rate => rate,
-        };
+        let known = |rate: &AtomicU64| Some(rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0);
+        let zeroed = known(&self.zeroed_per_second).map(|rate| rate / 2);
+        let emptied = known(&self.emptied_per_second).or(zeroed).unwrap_or(EMPTIED_GUESS);
         // left / fill_rate < TURN_SLACK * bytes / emptied
         u128::from(left) * u128::from(emptied)
             < u128::from(TURN_SLACK) * u128::from(active.bytes) * u128::from(state.fill_rate)
@@ -292,8 +295,9 @@ impl Ring {
         let slow = emptied > 0 && emptied < self.zeroed_per_second.load(Ordering::Relaxed) / 2;
         let state = self.state.lock();
         let files = state.files();
-        let half_full = state.active.as_ref().is_some_and(|f| self.fill.load(Ordering::Relaxed) >= f.bytes / 2);
-        let few = files < FILES_TO_TURN && (half_full || pressed) && state.spares.len() < SPARES_TO_TURN;
+        let fill = self.fill.load(Ordering::Relaxed);
+        let grows = state.active.as_ref().is_some_and(|file| fill >= file.bytes / GROW_AT_PART);
+        let few = files < FILES_TO_TURN && (grows || pressed) && state.spares.len() < SPARES_TO_TURN;
         let missed = !pressed && files < state.wish;
         if state.starving || files < options.files_min || (files < options.files_max && (few || missed)) {
             return Need::File;
@@ -400,6 +404,33 @@ mod tests {
     use super::*;
     use crate::sim::SimVfs;
     use crate::vfs::{Open, Vfs};
+
+    fn file(vfs: &SimVfs, slot: u32, generation: u64, bytes: u64) -> Arc<JournalFile> {
+        let file = vfs.open(Path::new(&format!("/j/{slot}")), Open::Fresh).unwrap();
+        Arc::new(JournalFile { slot, generation, bytes, start: 0, file, groups: Mutex::default() })
+    }
+
+    /// A small ring that fills slowly grows early and without haste; a guess that was too low made it hurry.
+    #[test]
+    fn a_small_ring_grows_early_and_slowly() {
+        let vfs = SimVfs::new();
+        vfs.create_dir_all(Path::new("/j")).unwrap();
+        let (bytes, options) = (32 << 20, LogOptions::default());
+        let spare = file(&vfs, 1, 0, bytes);
+        let ring = Ring::new(VecDeque::new(), [Spare { slot: 1, bytes, file: Arc::clone(&spare.file) }].into(), 2);
+        ring.set_active(file(&vfs, 0, 1, bytes), 0);
+        ring.note_zeroed(bytes, Duration::from_millis(100));
+        ring.state.lock().fill_rate = 4 << 20;
+        assert!(matches!(ring.need(&options), Need::Nothing));
+        ring.fill.store(bytes / GROW_AT_PART, Ordering::Relaxed);
+        assert!(matches!(ring.need(&options), Need::File));
+        assert!(!ring.is_hurried());
+        // Four seconds are left, and a file takes a fifth of one.
+        ring.fill.store(bytes / 2 + 1, Ordering::Relaxed);
+        assert!(ring.is_pressed() && !ring.is_hurried());
+        ring.fill.store(bytes / 16 * 15, Ordering::Relaxed);
+        assert!(ring.is_hurried());
+    }
 
     /// A full disk can end the wait for a Freed frame that is queued already; the next attempt queues another.
     #[test]
