@@ -17,8 +17,9 @@ use crate::{
         Group, GroupOptions, RaftTiming, Registry,
         group::GroupError,
         network::{AddressBook, Identity, Links, calls::Calls, server::PeerServer},
+        rebuild::Stored,
     },
-    service::{Broker, BrokerOptions, Cluster, leaders::Leaders, peers::Hooks},
+    service::{Broker, BrokerOptions, Cluster, leaders::Leaders, peers::Hooks, rebuild},
 };
 
 /// Nodes that vote on the catalog from the start.
@@ -28,6 +29,9 @@ const PEER_STREAMS_MAX: u32 = 64;
 /// How long the first node has to found the cluster before the others do.
 const FOUNDING_GRACE: Duration = Duration::from_secs(3);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// How often, and with which pause, the other nodes are asked for a lost checkpoint of the catalog.
+const CATALOG_REBUILD_ATTEMPTS: u32 = 30;
+const CATALOG_REBUILD_PAUSE: Duration = Duration::from_secs(1);
 /// An unanswered request between nodes fails after this many election timeouts.
 const REPLY_DEADLINE_ELECTIONS: u64 = 4;
 
@@ -117,10 +121,15 @@ impl Node {
         let peers = PeerServer::new(identity.clone(), registry.clone(), tasks.clone(), hooks.clone());
         let peer_caps = grpc::Caps { connections: PEER_CONNECTIONS_MAX, streams: PEER_STREAMS_MAX };
         grpc::serve_peers(listeners.peers, peers, peer_caps, &tasks);
+        let log = engine.group(busbar_storage::GroupId(GroupId::CATALOG.get()))?;
+        let stored = Stored { id: GroupId::CATALOG, log: log.clone(), store: store.clone() };
+        let joined = config.cluster.join.iter().map(ToString::to_string);
+        let others: Vec<String> = addresses.others(membership.node).into_iter().chain(joined).collect();
+        complete_catalog(&stored, &others, &calls).await?;
         let catalog = GroupOptions {
             id: GroupId::CATALOG,
             node: membership.node,
-            log: engine.group(busbar_storage::GroupId(GroupId::CATALOG.get()))?,
+            log,
             store: store.clone(),
             links: links.clone(),
             registry: registry.clone(),
@@ -223,6 +232,17 @@ impl Node {
             tracing::warn!("the log engine did not close cleanly; it will recover at the next start");
         }
     }
+}
+
+/// Gets the catalog's checkpoint from another node when the own one is lost with the state folder.
+async fn complete_catalog(stored: &Stored, others: &[String], calls: &Calls) -> Result<(), GroupError> {
+    for _ in 0..CATALOG_REBUILD_ATTEMPTS {
+        if rebuild::complete(stored, others, calls).await? {
+            break;
+        }
+        tokio::time::sleep(CATALOG_REBUILD_PAUSE).await;
+    }
+    Ok(()) // the start of the group says what is missing, if something is
 }
 
 fn timing(config: &Config) -> RaftTiming {

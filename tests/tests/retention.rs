@@ -148,6 +148,33 @@ async fn a_frozen_follower_does_not_hold_retention_up() -> anyhow::Result<()> {
     cluster.finish().await
 }
 
+/// The log's start has moved, and the state that belongs to it is deleted with the state folder: another replica's
+/// takes its place, and the replica counts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_state_folder_costs_a_rebuild() -> anyhow::Result<()> {
+    let mut cluster = ProcessCluster::start_with(3, SETTINGS).await?;
+    let client = cluster.client().await?;
+    let options = TopicOptions { retention_bytes: Some(RETAINED_BYTES), ..TopicOptions::default() };
+    client.admin().create_topic(TOPIC, options).await?;
+    let mut published = fill(&client, 0, 160 << 20).await?;
+    for id in cluster.ids() {
+        gives_disk_back(&cluster, id).await?;
+    }
+    let leader = cluster.leader_of(&client, TOPIC, 0).await?;
+    let broken = cluster.ids().into_iter().find(|id| *id != leader).context("there is a follower")?;
+    cluster.kill(broken).await?;
+    std::fs::remove_dir_all(cluster.node(broken)?.data().join("state"))?;
+    cluster.restart(broken).await?;
+    cluster.in_sync(&client, TOPIC).await?;
+    // Without it there is no majority now.
+    cluster.kill(leader).await?;
+    cluster.leader_of(&client, TOPIC, 0).await?;
+    published.extend(fill(&client, 1, 1 << 20).await?);
+    check(&client, &mut published).await?;
+    cluster.restart(leader).await?;
+    cluster.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_is_known_after_its_records_are_gone() -> anyhow::Result<()> {
     let mut cluster = ProcessCluster::start_with(1, SETTINGS).await?;

@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{GroupId, LogIndex, LogPosition, NodeId, Term};
+use busbar_proto::{GroupId, LogIndex, LogPosition, NodeId, Term, peer as wire};
 use busbar_storage::{GroupLog, ReadError, ReadMode};
 use bytes::Bytes;
 use openraft::{
-    ChangeMembers, Raft,
+    ChangeMembers, Instant as _, Raft,
     async_runtime::watch::WatchReceiver as _,
     errors::{ClientWriteError, ForwardReason, InitializeError, RaftError},
     impls::{EmptyNode, OneshotResponder},
@@ -174,6 +174,8 @@ pub struct Lag {
     pub node: NodeId,
     /// Entries that it is not known to have.
     pub entries: u64,
+    /// Since it last answered in this group; `None` = it never has in this leader's time.
+    pub silent: Option<Duration>,
 }
 
 /// A raft group on this node. `M` is its state machine.
@@ -301,11 +303,13 @@ impl<M: Machine> Group<M> {
     pub fn lags(&self) -> Vec<Lag> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let last = metrics.last_log_index.map_or(0, |index| index + 1);
+        let heard = metrics.heartbeat.unwrap_or_default();
+        let silent = |node: &u64| heard.get(node).copied().flatten().map(|at| at.into_inner().elapsed());
         let others = metrics.replication.unwrap_or_default().into_iter().filter(|(node, _)| *node != self.node.get());
         others
             .map(|(node, matched)| {
                 let next = matched.map_or(0, |id| id.index() + 1);
-                Lag { node: NodeId::new(node), entries: last.saturating_sub(next) }
+                Lag { node: NodeId::new(node), entries: last.saturating_sub(next), silent: silent(&node) }
             })
             .collect()
     }
@@ -358,6 +362,12 @@ impl<M: Machine> Group<M> {
         if let Err(fatal) = done.await {
             tracing::debug!(group = %self.id, %fatal, "no checkpoint at shutdown");
         }
+    }
+
+    /// The oldest stored checkpoint that covers `from`, for a peer that has lost its own.
+    pub fn checkpoint_from(&self, from: LogIndex) -> Result<Option<wire::Checkpoint>, GroupError> {
+        let found = self.checkpoints.oldest_from(from.get()).map_err(|error| self.failed(&error))?;
+        Ok(found.map(|row| row.to_wire()))
     }
 
     /// Leaves the group's tasks; the log stays.

@@ -13,6 +13,7 @@ pub mod group;
 pub mod log_store;
 pub mod machine;
 pub mod network;
+pub mod rebuild;
 pub mod registry;
 pub mod runtime;
 pub mod shared;

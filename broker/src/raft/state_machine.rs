@@ -83,6 +83,12 @@ impl Checkpoints {
         }
     }
 
+    /// The oldest stored row that covers `from`, for a peer that has lost its own.
+    pub(crate) fn oldest_from(&self, from: u64) -> io::Result<Option<Checkpoint>> {
+        let found = self.rows.lock().iter().find(|row| row.index() >= from).copied();
+        found.map_or(Ok(None), |at| self.read(&at))
+    }
+
     /// Stores `row` once the log is durable up to it; in the background, off the apply path.
     fn save_when_durable(self: &Arc<Self>, row: Checkpoint) {
         let this = self.clone();
@@ -145,7 +151,7 @@ fn thin_out(rows: &mut Vec<LogId>) -> Vec<LogId> {
 }
 
 /// The last index up to which this replica's own checkpoints may be believed: what is durable, or was and is purged.
-fn durable_end(log: &GroupLog) -> Option<u64> {
+pub(crate) fn durable_end(log: &GroupLog) -> Option<u64> {
     log.durable_index().max(log.state().purged.map(|at| at.index))
 }
 
@@ -195,8 +201,9 @@ impl StateMachine {
         if let Some(purged) = log.state().purged.filter(|purged| covered < Some(purged.index)) {
             return Err(io::Error::other(format!(
                 "the log begins behind entry {}, and the checkpoint for that is missing or damaged: the state folder \
-                 does not belong to this log, or was deleted. Drain and remove this node from another one, then join \
-                 again with an empty data folder",
+                 does not belong to this log, or was deleted, and no peer has answered with one that fits. Is a majority \
+                 of the nodes running? Else drain and remove this node from another one, then join again with an empty \
+                 data folder",
                 purged.index
             )));
         }

@@ -10,8 +10,8 @@ use busbar_proto::{NodeId, PartitionId, Reason, Refusal, TopicId, TopicName, v1}
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::broker::Broker;
-use crate::partition::Replica;
+use super::{broker::Broker, leaders::SILENCE_MAX};
+use crate::{partition::Replica, raft::group::Lag};
 
 /// A replica counts as in sync when it is at most this many raft entries behind its leader.
 const IN_SYNC_ENTRIES: u64 = 1_024;
@@ -41,7 +41,10 @@ impl Broker {
         let is_leader = replica.require_leading().is_ok();
         let (log_start, high_watermark) = replica.bounds();
         let lags = if is_leader { replica.group().lags() } else { Vec::new() };
+        // Its node may be alive while this replica is not: it may be impossible to open.
+        let answers = |lag: &&Lag| lag.silent.is_some_and(|silent| silent <= SILENCE_MAX);
         let near = lags.iter().filter(|lag| lag.entries <= IN_SYNC_ENTRIES && self.leaders().is_alive(lag.node, now));
+        let near = near.filter(answers);
         let in_sync: BTreeSet<u64> = near.map(|lag| lag.node.get()).chain([self.node().get()]).collect();
         v1::ReplicaState {
             topic_id: Bytes::copy_from_slice(replica.topic().as_bytes()),

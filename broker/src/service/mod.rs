@@ -7,6 +7,7 @@
 //! | [`broker`] | the use-cases |
 //! | [`leaders`] | who leads what, gathered from all nodes |
 //! | [`reconcile`] | replicas on this node against the catalog |
+//! | [`rebuild`] | checkpoints from peers, where the own one is lost |
 //! | [`moves`] | partitions on their way to other nodes; preferred leaders |
 //! | [`upkeep`] | retention, checkpoints, catalog membership |
 //! | [`metadata`], [`describe`] | what clients are told |
@@ -19,6 +20,7 @@ pub mod leaders;
 pub mod metadata;
 pub mod moves;
 pub mod peers;
+pub mod rebuild;
 pub mod reconcile;
 pub mod upkeep;
 

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use busbar_machine::catalog::{Command, Outcome};
 use busbar_proto::{
-    GroupId, NodeId, Reason, Refusal, Term,
-    peer::{JoinRequest, JoinResponse, Leaders as LeaderReport, PeerNode},
+    GroupId, LogIndex, NodeId, Reason, Refusal, Term,
+    peer::{Checkpoint, JoinRequest, JoinResponse, Leaders as LeaderReport, PeerNode},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -46,6 +46,10 @@ impl PeerHooks for Hooks {
 
     fn is_removed(&self, node: NodeId) -> bool {
         self.0.get().is_some_and(|broker| broker.cluster().read(|catalog| catalog.is_removed(node)))
+    }
+
+    fn checkpoint(&self, group: GroupId, from: LogIndex) -> Result<Option<Checkpoint>, Refusal> {
+        broker(&self.0)?.checkpoint_from(group, from)
     }
 
     fn join(&self, request: JoinRequest) -> BoxFuture<'static, Result<JoinResponse, Refusal>> {

@@ -17,10 +17,10 @@ use busbar_machine::{
 };
 use busbar_proto::{GroupId, NodeId, PartitionId, TopicId};
 
-use super::broker::Broker;
+use super::{broker::Broker, rebuild};
 use crate::{
     partition::{Replica, ReplicaOptions},
-    raft::{Group, GroupOptions, group::GroupError},
+    raft::{Group, GroupOptions, group::GroupError, rebuild::Stored},
 };
 
 /// How long a group that the catalog does not want here is kept when its own membership can't confirm it.
@@ -126,6 +126,8 @@ impl Broker {
         let failed = |message: String| GroupError { group: want.group, message };
         let log_id = busbar_storage::GroupId(want.group.get());
         let log = self.parts.engine.group(log_id).map_err(|error| failed(error.to_string()))?;
+        let stored = Stored { id: want.group, log: log.clone(), store: self.parts.store.clone() };
+        rebuild::complete(&stored, &self.parts.addresses.others(self.node()), &self.parts.calls).await?;
         let tasks = self.tasks().child();
         let options = GroupOptions {
             id: want.group,

@@ -4,8 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use busbar_proto::{
-    Reason, Refusal,
-    peer::{ForwardCommandRequest, JoinRequest, JoinResponse, peer_client::PeerClient},
+    GroupId, LogIndex, Reason, Refusal,
+    peer::{
+        Checkpoint, FetchCheckpointRequest, ForwardCommandRequest, JoinRequest, JoinResponse, peer_client::PeerClient,
+    },
     v1::{DescribeReplicasRequest, DescribeReplicasResponse, admin_client::AdminClient},
 };
 use bytes::Bytes;
@@ -57,6 +59,20 @@ impl Calls {
     pub async fn join(&self, peer_address: &str, request: JoinRequest) -> Result<JoinResponse, Refusal> {
         let mut client = PeerClient::new(self.channel(peer_address)?);
         client.join(request).await.map(tonic::Response::into_inner).map_err(|status| refusal(peer_address, &status))
+    }
+
+    /// The oldest checkpoint of a group that the node at `peer_address` has stored, from an index on.
+    pub async fn fetch_checkpoint(
+        &self,
+        peer_address: &str,
+        group: GroupId,
+        from: LogIndex,
+    ) -> Result<Option<Checkpoint>, Refusal> {
+        let mut client = PeerClient::new(self.channel(peer_address)?)
+            .max_decoding_message_size(busbar_proto::limits::MESSAGE_BYTES_MAX);
+        let request = FetchCheckpointRequest { group: group.get(), from_index: from.get() };
+        let answer = client.fetch_checkpoint(request).await;
+        answer.map(|done| done.into_inner().checkpoint).map_err(|status| refusal(peer_address, &status))
     }
 
     /// The replicas on the node whose client address this is.

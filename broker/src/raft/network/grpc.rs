@@ -3,9 +3,10 @@
 use std::pin::Pin;
 
 use busbar_proto::{
-    NodeId, Refusal, limits,
+    GroupId, LogIndex, NodeId, Refusal, limits,
     peer::{
-        ForwardCommandRequest, ForwardCommandResponse, Frame, JoinRequest, JoinResponse, Leaders,
+        Checkpoint, FetchCheckpointRequest, FetchCheckpointResponse, ForwardCommandRequest, ForwardCommandResponse,
+        Frame, JoinRequest, JoinResponse, Leaders,
         peer_server::{Peer, PeerServer as GrpcServer},
     },
 };
@@ -31,6 +32,8 @@ pub trait PeerHooks: Send + Sync + 'static {
     fn is_removed(&self, node: NodeId) -> bool;
     /// A new node wants to join.
     fn join(&self, request: JoinRequest) -> BoxFuture<'static, Result<JoinResponse, Refusal>>;
+    /// The oldest checkpoint stored here for a group, from an index on.
+    fn checkpoint(&self, group: GroupId, from: LogIndex) -> Result<Option<Checkpoint>, Refusal>;
 }
 
 /// The gRPC service.
@@ -69,5 +72,14 @@ impl<H: PeerHooks> Peer for PeerService<H> {
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         Ok(Response::new(self.server.hooks().join(request.into_inner()).await?))
+    }
+
+    async fn fetch_checkpoint(
+        &self,
+        request: Request<FetchCheckpointRequest>,
+    ) -> Result<Response<FetchCheckpointResponse>, Status> {
+        let FetchCheckpointRequest { group, from_index } = request.into_inner();
+        let checkpoint = self.server.hooks().checkpoint(GroupId::new(group), LogIndex::new(from_index))?;
+        Ok(Response::new(FetchCheckpointResponse { checkpoint }))
     }
 }

@@ -120,6 +120,11 @@ impl AddressBook {
         self.0.write().insert(node, peer_address);
     }
 
+    /// Every known peer but `node`.
+    pub fn others(&self, node: NodeId) -> Vec<String> {
+        self.0.read().iter().filter(|(known, _)| **known != node).map(|(_, address)| address.clone()).collect()
+    }
+
     /// `host:port` of a peer's peer listener.
     pub fn get(&self, node: NodeId) -> Option<String> {
         self.0.read().get(&node).cloned()

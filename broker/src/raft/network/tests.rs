@@ -5,8 +5,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use busbar_proto::{
     GroupId, NodeId,
     peer::{
-        self as wire, ForwardCommandRequest, ForwardCommandResponse, Frame, Hello, JoinRequest, JoinResponse,
-        append_reply,
+        self as wire, FetchCheckpointRequest, FetchCheckpointResponse, ForwardCommandRequest, ForwardCommandResponse,
+        Frame, Hello, JoinRequest, JoinResponse, append_reply,
         frame::Body,
         peer_server::{Peer, PeerServer as GrpcServer},
     },
@@ -69,6 +69,13 @@ impl Peer for ScriptedPeer {
     }
 
     async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn fetch_checkpoint(
+        &self,
+        _: Request<FetchCheckpointRequest>,
+    ) -> Result<Response<FetchCheckpointResponse>, Status> {
         Err(Status::unimplemented("not in the script"))
     }
 }
