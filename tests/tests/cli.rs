@@ -6,11 +6,14 @@ use anyhow::{Context, ensure};
 use busbar_tests::{
     cli::{self, Ran, command, end_of, run, run_with_input},
     process::ProcessCluster,
-    wait::within,
+    wait::{eventually, within},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Child,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PARTITION_KEYS: [&str; 9] =
@@ -214,18 +217,7 @@ async fn a_local_cluster_is_one_command() -> anyhow::Result<()> {
     let dir = folder.path().join("cluster");
     let dir = dir.to_str().context("a folder name that is no UTF-8")?;
     let base = base_port()?.to_string();
-    let mut up = command(&["dev", "up", "-n", "2", "--dir", dir, "--base-port", &base]).spawn()?;
-    let stdout = up.stdout.take().context("no stdout")?;
-    let ready = async {
-        let mut lines = BufReader::new(stdout).lines();
-        while let Some(line) = lines.next_line().await? {
-            if line == "ready" {
-                return Ok(lines);
-            }
-        }
-        anyhow::bail!("dev up ended before it was ready")
-    };
-    let _lines = within(LIMIT, "dev up gets ready", ready).await?;
+    let up = up(dir, &["-n", "2", "--base-port", &base]).await?;
     let outcome = use_local_cluster(dir).await;
     // Whatever happened: nothing may stay behind.
     let down = run(&["dev", "down", "--dir", dir, "-o", "json"]).await?.success()?;
@@ -270,6 +262,57 @@ async fn use_local_cluster(dir: &str) -> anyhow::Result<()> {
     ensure!(second.code == Some(1) && second.stderr.contains("already"), "a second dev up: {second:?}");
     let unknown = run(&["dev", "stop", "9", "--dir", dir]).await?;
     ensure!(unknown.code == Some(1) && unknown.stderr.contains("no node 9"), "{unknown:?}");
+    Ok(())
+}
+
+/// `dev up` in the folder, and what it prints after it is ready.
+async fn up(dir: &str, more: &[&str]) -> anyhow::Result<Child> {
+    let mut up = command(&[&["dev", "up", "--dir", dir], more].concat()).spawn()?;
+    let stdout = up.stdout.take().context("no stdout")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await? {
+            if line == "ready" {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("dev up ended before it was ready")
+    };
+    within(LIMIT, "dev up gets ready", ready).await?;
+    Ok(up)
+}
+
+/// A node that the cluster has removed ends for good; the local cluster goes on without it, also the next time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_cluster_goes_on_without_a_removed_node() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let dir = folder.path().join("cluster");
+    let dir = dir.to_str().context("a folder name that is no UTF-8")?;
+    let base = base_port()?;
+    let first = up(dir, &["-n", "2", "--base-port", &base.to_string()]).await?;
+    let busbar = Busbar { servers: format!("127.0.0.1:{base}") };
+    let state = || async { run(&["dev", "status", "--dir", dir, "-o", "json"]).await?.success()?.json() };
+    let removed = async {
+        busbar.text(&["cluster", "drain", "2"]).await?;
+        busbar.text(&["cluster", "remove", "2"]).await?;
+        eventually(LIMIT, "node 2 counts as removed", || async {
+            let state = state().await?;
+            ensure!(state["nodes"][1]["state"] == "removed", "{state}");
+            Ok(())
+        })
+        .await
+    };
+    let removed = removed.await;
+    run(&["dev", "down", "--dir", dir]).await?.success()?;
+    end_of(first, "dev up").await?.success()?;
+    removed?;
+    let second = up(dir, &[]).await;
+    let state = state().await;
+    let again = run(&["dev", "start", "2", "--dir", dir]).await?;
+    run(&["dev", "down", "--dir", dir]).await?.success()?;
+    end_of(second?, "dev up").await?.success()?;
+    ensure!(state?["nodes"][0]["state"] == "running");
+    ensure!(again.code == Some(1) && again.stderr.contains("was removed"), "{again:?}");
     Ok(())
 }
 

@@ -16,6 +16,8 @@ use crate::{partition::Replica, raft::group::Lag};
 /// A replica counts as in sync when it is at most this many raft entries behind its leader.
 const IN_SYNC_ENTRIES: u64 = 1_024;
 const GATHER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node that is to be removed may take to leave the catalog's voters.
+const CATALOG_LEAVE_WAIT: Duration = Duration::from_secs(10);
 /// How long a created topic's partitions may take to elect their leaders before the answer is given anyway.
 const LEADERS_WAIT: Duration = Duration::from_secs(10);
 
@@ -219,9 +221,24 @@ impl Broker {
         }
     }
 
-    /// Forgets a node that holds nothing.
+    /// Forgets a node that holds nothing. From then on the others refuse it, so it must have left the catalog's voters
+    /// before: the rest might be no majority of them. A draining node leaves them by itself; that is waited for.
     pub async fn remove_node(&self, node: u64) -> Result<(), Refusal> {
-        self.cluster().submit(Command::RemoveNode { node: NodeId::new(node) }).await.map(drop)
+        let node = NodeId::new(node);
+        let draining = self.cluster().read(|catalog| catalog.node(node).is_some_and(|node| node.draining));
+        if draining {
+            let group = self.cluster().group();
+            let mut applied = group.shared().watch();
+            let left = applied.wait_for(|_| !group.members().0.contains(&node));
+            let left = tokio::time::timeout(CATALOG_LEAVE_WAIT, left).await;
+            left.map(drop).map_err(|_| {
+                let message = format!(
+                    "node {node} still votes on the catalog: that changes as soon as a majority of its voters answers"
+                );
+                Refusal::new(Reason::FailedPrecondition, message)
+            })?;
+        }
+        self.cluster().submit(Command::RemoveNode { node }).await.map(drop)
     }
 }
 

@@ -33,6 +33,9 @@ pub(crate) struct NodeEntry {
     pub(crate) address: String,
     pub(crate) peer_address: String,
     pub(crate) data: PathBuf,
+    /// Whether the cluster has removed it for good: it is not started any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
 }
 
 impl ClusterFile {
@@ -44,6 +47,7 @@ impl ClusterFile {
             address: ports.address(id),
             peer_address: ports.peer_address(id),
             data: layout.node_data(id),
+            removed: false,
         };
         let nodes = (1..=u64::from(count)).map(entry).collect();
         Self { nodes, supervisor: std::process::id(), base_port: ports.base(), ephemeral }
@@ -89,6 +93,21 @@ impl ClusterFile {
         file.replace(layout)
     }
 
+    /// Notes that the cluster has removed a node.
+    pub(super) fn set_removed(layout: &Layout, id: u64) -> anyhow::Result<()> {
+        let _lock = Lock::wait(&layout.cluster_lock())?;
+        let mut file = Self::load(layout)?;
+        for node in file.nodes.iter_mut().filter(|node| node.id == id) {
+            (node.pid, node.removed) = (None, true);
+        }
+        file.replace(layout)
+    }
+
+    /// The nodes that the cluster has not removed.
+    pub(super) fn members(&self) -> impl Iterator<Item = &NodeEntry> {
+        self.nodes.iter().filter(|node| !node.removed)
+    }
+
     fn replace(&self, layout: &Layout) -> anyhow::Result<()> {
         let path = layout.cluster_file();
         let next = path.with_extension("json.next");
@@ -108,7 +127,7 @@ impl ClusterFile {
 
     /// Client addresses of all nodes, comma-separated, as `--server` takes them.
     pub(crate) fn servers(&self) -> String {
-        self.nodes.iter().map(|node| node.address.as_str()).collect::<Vec<_>>().join(",")
+        self.members().map(|node| node.address.as_str()).collect::<Vec<_>>().join(",")
     }
 }
 

@@ -18,6 +18,8 @@ use crate::output::{OutputArgs, Table};
 
 /// The state of a node without a process.
 const STOPPED: &str = "stopped";
+/// The state of a node that the cluster has removed.
+const REMOVED: &str = "removed";
 
 #[derive(Serialize)]
 struct Status {
@@ -30,7 +32,7 @@ struct Status {
 struct NodeStatus {
     #[serde(flatten)]
     entry: NodeEntry,
-    /// `running`, `not answering` or `stopped`.
+    /// `running`, `not answering`, `stopped` or `removed`.
     state: &'static str,
 }
 
@@ -39,6 +41,7 @@ pub(super) async fn status(layout: &Layout, output: OutputArgs) -> anyhow::Resul
     let supervisor = supervisor(layout, &file)?.map(|process| process.pid);
     let nodes = file.nodes.into_iter().map(|entry| async move {
         let state = match Process::of_node(layout, entry.id, entry.pid) {
+            None if entry.removed => REMOVED,
             None => STOPPED,
             Some(_) if ready::answers(&entry).await => "running",
             Some(_) => "not answering",
@@ -49,7 +52,7 @@ pub(super) async fn status(layout: &Layout, output: OutputArgs) -> anyhow::Resul
     output.print(&Status { supervisor, nodes }, |status| {
         let mut table = Table::new(["node", "address", "pid", "state"]);
         for NodeStatus { entry, state } in &status.nodes {
-            let pid = entry.pid.filter(|_| *state != STOPPED);
+            let pid = entry.pid.filter(|_| ![STOPPED, REMOVED].contains(state));
             let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             table.row([entry.id.to_string(), entry.address.clone(), pid, (*state).to_owned()]);
         }
@@ -94,6 +97,9 @@ pub(super) async fn start(layout: &Layout, id: u64, output: OutputArgs) -> anyho
 pub(crate) async fn start_node(layout: &Layout, id: u64) -> anyhow::Result<u32> {
     let file = ClusterFile::load(layout)?;
     let node = file.node(id)?;
+    if node.removed {
+        bail!("node {id} was removed from the cluster: a node can't come back under its old id");
+    }
     if let Some(process) = Process::of_node(layout, id, node.pid) {
         let stop = layout.hint(&format!("stop {id}"));
         bail!("node {id} runs already, as process {}: stop it with {stop}", process.pid);

@@ -60,15 +60,28 @@ impl LocalCluster {
 
     /// Waits until the cluster is formed; fails, with what the node printed, when one ends before.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
-        let Self { layout, file, children, .. } = self;
-        tokio::select! {
-            formed = ready::cluster_formed(file) => formed,
-            Some(ended) = children.join_next() => {
-                let Ended { node, status } = ended.context("can't watch a node")?.context("can't await a node")?;
-                let (log, tail) = (layout.node_log(node), process::log_tail(layout, node));
-                bail!("node {node} ended ({status}) before the cluster was ready; the end of {}:{tail}", log.display())
+        loop {
+            let Self { layout, file, children, .. } = self;
+            let Ended { node, status } = tokio::select! {
+                formed = ready::cluster_formed(file) => return formed,
+                Some(ended) = children.join_next() => ended.context("can't watch a node")?.context("can't await a node")?,
+            };
+            let (log, tail) = (layout.node_log(node), process::log_tail(layout, node));
+            if !self.forget_if_removed(node).await? {
+                bail!("node {node} ended ({status}) before the cluster was ready; the end of {}:{tail}", log.display());
             }
+            crate::output::diagnose(format_args!("node {node} was removed from the cluster: going on without it"));
         }
+    }
+
+    /// Notes that a node which has ended is no part of the cluster any more, if that is why; false if it is one.
+    pub(crate) async fn forget_if_removed(&mut self, node: u64) -> anyhow::Result<bool> {
+        if !ready::was_removed(&self.file, node).await {
+            return Ok(false);
+        }
+        ClusterFile::set_removed(&self.layout, node)?;
+        self.file = ClusterFile::load(&self.layout)?;
+        Ok(true)
     }
 
     /// The next node whose process ends; never, when all of ours have. Cancel safe.
@@ -104,11 +117,13 @@ impl Claim {
 
     /// Starts the nodes; they run, but need not answer yet. On failure those started are killed.
     pub(crate) async fn start(self, options: Options) -> anyhow::Result<LocalCluster> {
-        let Self { layout, lock, earlier: _ } = self;
+        let Self { layout, lock, earlier } = self;
         let Options { nodes, ports, ephemeral } = options;
         ports.check_free(nodes)?;
         layout.write_configs(ports, nodes)?;
         let mut file = ClusterFile::new(&layout, ports, nodes, ephemeral);
+        let removed = |id| earlier.iter().flat_map(|file| &file.nodes).any(|node| node.id == id && node.removed);
+        file.nodes.iter_mut().for_each(|node| node.removed = removed(node.id));
         file.store(&layout)?;
         let mut children = JoinSet::new();
         let started = start_all(&layout, &mut file.nodes, &mut children);
@@ -126,7 +141,7 @@ fn start_all(
     nodes: &mut [NodeEntry],
     children: &mut JoinSet<std::io::Result<Ended>>,
 ) -> anyhow::Result<()> {
-    for entry in nodes {
+    for entry in nodes.iter_mut().filter(|entry| !entry.removed) {
         let mut child = process::spawn_node(layout, entry.id)?;
         entry.pid = child.id();
         let node = entry.id;

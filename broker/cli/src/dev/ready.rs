@@ -11,6 +11,8 @@ use crate::connection;
 /// How long a cluster may take to form, with cold disks and few cores.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// How long the others may take to say whether a node that has ended was removed.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// One question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -36,7 +38,7 @@ pub(super) async fn node_answers(node: &NodeEntry) -> anyhow::Result<()> {
 pub(super) async fn cluster_formed(cluster: &ClusterFile) -> anyhow::Result<()> {
     let mut missing = String::from("it was not asked yet");
     let poll = async {
-        for node in &cluster.nodes {
+        for node in cluster.members() {
             while let Err(reason) = sees_all(node, cluster).await {
                 missing = crate::output::explain(&reason);
                 tokio::time::sleep(POLL).await;
@@ -58,10 +60,34 @@ async fn sees_all(node: &NodeEntry, cluster: &ClusterFile) -> anyhow::Result<()>
     }
     let answering = state.nodes.iter().filter(|node| node.answered).filter_map(|state| state.node.as_ref());
     let answering: HashSet<u64> = answering.map(|node| node.id).collect();
-    for other in &cluster.nodes {
+    for other in cluster.members() {
         if !answering.contains(&other.id) {
             bail!("node {} does not see node {}", node.id, other.id);
         }
     }
     Ok(())
+}
+
+/// Whether the cluster, as its other nodes tell, has no node of this id (any more). Asks until one knows, at most as long
+/// as a cluster may take to form. Cancel safe.
+pub(super) async fn was_removed(cluster: &ClusterFile, id: u64) -> bool {
+    let ask = async {
+        loop {
+            for node in cluster.members().filter(|node| node.id != id) {
+                if let Ok(known) = knows(node, id).await {
+                    return !known;
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(REMOVAL_TIMEOUT, ask).await.unwrap_or(false)
+}
+
+async fn knows(node: &NodeEntry, id: u64) -> anyhow::Result<bool> {
+    let state = connection::probe(&node.address, ANSWER_TIMEOUT).await?.admin().describe_cluster().await?;
+    if state.catalog_leader == 0 {
+        bail!("node {} knows no leader of the catalog", node.id);
+    }
+    Ok(state.nodes.iter().filter_map(|state| state.node.as_ref()).any(|known| known.id == id))
 }

@@ -91,7 +91,7 @@ async fn supervise(
     format: Format,
     signals: &mut EndSignals,
 ) -> anyhow::Result<()> {
-    let nodes = cluster.file().nodes.clone();
+    let nodes: Vec<NodeEntry> = cluster.file().nodes.iter().filter(|node| !node.removed).cloned().collect();
     if format == Format::Text {
         output::line(table(&nodes))?;
     }
@@ -110,6 +110,10 @@ async fn supervise(
             () = signals.next() => return Ok(()),
             ended = cluster.next_ended() => {
                 let Ended { node, status } = ended?;
+                if cluster.forget_if_removed(node).await? {
+                    output::diagnose(format_args!("node {node} was removed from the cluster and has ended"));
+                    continue;
+                }
                 let start = layout.hint(&format!("start {node}"));
                 output::diagnose(format_args!("node {node} ended ({status}); start it again with {start}"));
             }
