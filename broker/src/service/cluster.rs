@@ -1,6 +1,12 @@
 //! The catalog on this node: its raft group, and commands from anyone to its leader, here or elsewhere.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use busbar_machine::catalog::{Catalog, Command, Outcome};
 use busbar_proto::{NodeId, Reason, Refusal};
@@ -58,21 +64,33 @@ impl Cluster {
     /// A retried command may run twice: commands are made so that a repetition changes nothing more.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Refusal> {
         let bytes = command.encode();
+        let under_way = AtomicBool::new(false);
         let attempts = async {
             loop {
+                under_way.store(true, Ordering::Relaxed);
                 let refusal = match self.attempt(bytes.clone()).await {
                     Ok(outcome) => return outcome.into_result(),
                     Err(refusal) => refusal,
                 };
+                under_way.store(false, Ordering::Relaxed);
                 if !refusal.reason.is_retryable() {
                     return Err(refusal);
                 }
                 tokio::time::sleep(refusal.retry_after.unwrap_or(RETRY_PAUSE)).await;
             }
         };
-        tokio::time::timeout(COMMAND_TIMEOUT, attempts).await.unwrap_or_else(|_| {
-            let message = "the catalog has had no leader for 10 s: is a majority of the cluster's nodes running?";
-            Err(Refusal::new(Reason::NoLeader, message))
+        let outcome = tokio::time::timeout(COMMAND_TIMEOUT, attempts).await;
+        outcome.unwrap_or_else(|_| match under_way.load(Ordering::Relaxed) {
+            // Its leader may have it in its log, and may yet find a majority for it.
+            true => {
+                let message = "the catalog's leader has not reached a majority for 10 s: is one running? \
+                               It may yet be done, so look before repeating";
+                Err(Refusal::new(Reason::OutcomeUnknown, message))
+            }
+            false => {
+                let message = "the catalog has had no leader for 10 s: is a majority of the cluster's nodes running?";
+                Err(Refusal::new(Reason::NoLeader, message))
+            }
         })
     }
 
