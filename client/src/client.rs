@@ -11,6 +11,7 @@ use crate::{
     consumer::ConsumerBuilder,
     env::Env,
     error::ClientError,
+    group::GroupBuilder,
     pool,
     producer::ProducerBuilder,
     task::Tasks,
@@ -55,6 +56,11 @@ impl Client {
     /// A consumer of a topic.
     pub fn consumer(&self, topic: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(self.cluster.clone(), topic.into())
+    }
+
+    /// A member of a consumer group.
+    pub fn group(&self, group: impl Into<String>) -> GroupBuilder {
+        GroupBuilder::new(self.cluster.clone(), group.into())
     }
 
     /// Administration.

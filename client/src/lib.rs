@@ -32,10 +32,14 @@
 //! | the story of every delivery | on | [`DeliveryReport`] |
 //! | discovery, failover | any node, pushed news of leaders | [`Client`] |
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
+//! | consumer groups, every record settled on its own | [`Client::group`] | [`GroupConsumer`] |
+//! | redelivery with backoff, leases | 5 deliveries, 30 s | [`GroupBuilder::max_deliveries`], [`GroupBuilder::lease`] |
+//! | dead letters | `<topic>.dlq` | [`GroupBuilder::dead_letter`] |
+//! | order of each key, keys side by side | in [`GroupConsumer::for_each_concurrent`] | |
 //!
 //! # Layers
 //! ```text
-//!  client ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
+//!  client ─▶ group ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
 //!            window, batcher, subscription, partitioner, retry, budget, breaker: pure state machines, no I/O, no clock
 //!            env: clock and randomness · task: the only place that spawns
 //! ```
@@ -51,6 +55,7 @@ mod cluster;
 mod consumer;
 pub mod env;
 mod error;
+mod group;
 mod partitioner;
 mod pool;
 mod producer;
@@ -61,7 +66,7 @@ mod task;
 mod topic;
 mod watch;
 
-pub use busbar_proto::{Reason, Refusal, batch::Compression, v1};
+pub use busbar_proto::{Reason, Refusal, batch::Compression, partition_of_key, v1};
 
 pub use self::{
     address::{Address, DEFAULT_PORT, InvalidAddress},
@@ -71,7 +76,7 @@ pub use self::{
     client::{Client, ClientBuilder},
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
-    partitioner::partition_of_key,
+    group::{DeadLetter, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
     producer::{
         Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, NextStep, Producer, ProducerBuilder, ProducerStats,
         Verdict,

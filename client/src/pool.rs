@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use busbar_proto::{
     limits,
-    v1::{admin_client::AdminClient, broker_client::BrokerClient},
+    v1::{admin_client::AdminClient, broker_client::BrokerClient, groups_client::GroupsClient},
 };
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
@@ -98,6 +98,13 @@ pub(crate) fn broker(channel: Channel) -> BrokerClient<Channel> {
 /// The control plane's stub.
 pub(crate) fn admin(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel)
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
+}
+
+/// The consumer groups' stub.
+pub(crate) fn groups(channel: Channel) -> GroupsClient<Channel> {
+    GroupsClient::new(channel)
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
 }

@@ -23,6 +23,14 @@ pub(crate) enum Kind {
     ConsumerUpkeep,
     /// Asks for the bounds of a partition.
     Bounds,
+    /// A group member's stream to its coordinator.
+    GroupSession,
+    /// A group member's commits and revocations.
+    GroupUpkeep,
+    /// Begins with partitions that a group member was given.
+    GroupOpening,
+    /// Stores a group's dead letters.
+    Undertaker,
 }
 
 /// The tasks of one owner. Clones share them.

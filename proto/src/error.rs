@@ -98,6 +98,16 @@ reasons! {
     ShuttingDown = "SHUTTING_DOWN", Unavailable, retry: true, unstored: true;
     /// A limit on streams, subscriptions or topics is reached.
     LimitReached = "LIMIT_REACHED", ResourceExhausted, retry: false, unstored: true;
+    /// No consumer group of that name.
+    UnknownGroup = "UNKNOWN_GROUP", NotFound, retry: false, unstored: true;
+    /// The member's session has ended, or it never joined: join again.
+    UnknownMember = "UNKNOWN_MEMBER", FailedPrecondition, retry: false, unstored: true;
+    /// Another instance has taken over under this member's name: stop.
+    FencedMember = "FENCED_MEMBER", FailedPrecondition, retry: false, unstored: true;
+    /// The partition is in other hands: drop what is held of it.
+    StaleClaim = "STALE_CLAIM", FailedPrecondition, retry: false, unstored: true;
+    /// The consumer group has members.
+    GroupActive = "GROUP_ACTIVE", FailedPrecondition, retry: false, unstored: true;
     /// A bug or a fault without a better name; the message tells more.
     Internal = "INTERNAL", Internal, retry: false, unstored: false;
 }

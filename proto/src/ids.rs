@@ -59,6 +59,19 @@ number!(
     Sequence(i32)
 );
 
+number!(
+    /// A consumer group's member, numbered by the group's shard and never used again. Zero means "none" on the wire.
+    MemberId(u64)
+);
+number!(
+    /// The right of one member to one partition of its group; a larger one fences the smaller. Zero is never given.
+    ClaimId(u64)
+);
+number!(
+    /// One agreed assignment within a consumer group; grows with each change.
+    Generation(u64)
+);
+
 impl GroupId {
     /// The raft group that replicates the catalog.
     pub const CATALOG: Self = Self(0);
@@ -186,6 +199,39 @@ impl<'de> Deserialize<'de> for TopicName {
     }
 }
 
+/// A legal name of a consumer group, or of a member of one: the same rule as for topics.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupName(String);
+
+impl GroupName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GroupName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for GroupName {
+    type Err = InvalidGroupName;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        name.parse::<TopicName>().map(|TopicName(name)| Self(name)).map_err(|_| InvalidGroupName)
+    }
+}
+
+/// Text that is no name of a consumer group or of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a group or member has a name of 1 to {} of a-z A-Z 0-9 . _ -, and neither '.' nor '..'",
+    limits::TOPIC_NAME_BYTES_MAX
+)]
+pub struct InvalidGroupName;
+
 /// Why a text is no topic name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTopicName {
@@ -227,6 +273,9 @@ mod tests {
             ("a/b", false),
         ] {
             assert_eq!(name.parse::<TopicName>().is_ok(), legal, "{name:?}");
+        }
+        for (name, legal) in [("billing", true), ("", false), ("..", false), ("a/b", false)] {
+            assert_eq!(name.parse::<GroupName>().is_ok(), legal, "{name:?}");
         }
         assert!("x".repeat(249).parse::<TopicName>().is_ok());
         assert_eq!("x".repeat(250).parse::<TopicName>(), Err(InvalidTopicName::TooLong { bytes: 250 }));

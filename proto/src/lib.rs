@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`ids`] | who: nodes, topics, partitions, groups, producers |
 //! | [`offset`] | where: record offsets, raft indexes, terms |
+//! | [`keys`] | which partition a key belongs to |
 //! | [`limits`] | every cap that a peer or a user can run into |
 //! | [`error`] | the reasons an operation can fail, by what the caller can do |
 //! | [`batch`] | the RecordBatch v2 codec |
@@ -13,6 +14,7 @@
 pub mod batch;
 pub mod error;
 pub mod ids;
+pub mod keys;
 pub mod limits;
 pub mod offset;
 
@@ -29,5 +31,9 @@ pub mod peer {
 }
 
 pub use error::{Reason, Refusal};
-pub use ids::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, Sequence, TopicId, TopicName};
+pub use ids::{
+    ClaimId, Generation, GroupId, GroupName, MemberId, NodeId, PartitionId, ProducerEpoch, ProducerId, Sequence,
+    TopicId, TopicName,
+};
+pub use keys::partition_of_key;
 pub use offset::{LogIndex, LogPosition, Offset, Term};

@@ -27,7 +27,30 @@ pub const ENVELOPE_BYTES_MAX: usize = 4 << 10;
 pub const ENTRY_BYTES_MAX: usize = 12 << 20;
 /// Frames that one append request between brokers carries at most, in bytes of payload (one entry may exceed it).
 pub const APPEND_BYTES_TARGET: usize = 1 << 20;
+/// Consumer groups of one shard.
+pub const GROUPS_PER_SHARD_MAX: usize = 10_000;
+/// Members of one consumer group.
+pub const GROUP_MEMBERS_MAX: usize = 512;
+/// Partitions that one consumer group reads.
+pub const GROUP_PARTITIONS_MAX: usize = 10_000;
+/// Topics that one member of a consumer group asks for.
+pub const MEMBER_TOPICS_MAX: usize = 100;
+/// Bytes that tell one instance of a member from another.
+pub const MEMBER_INSTANCE_BYTES_MAX: usize = 64;
+/// The least that a member's session timeout may be, in milliseconds.
+pub const SESSION_TIMEOUT_MS_MIN: u64 = 500;
+/// The most.
+pub const SESSION_TIMEOUT_MS_MAX: u64 = 3_600_000;
+/// Bytes that a client keeps beside a committed offset.
+pub const COMMIT_STATE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one commit of a consumer group, all partitions together.
+pub const COMMIT_BYTES_MAX: usize = 8 << 20;
+/// Bytes of everything that one shard of consumer groups knows: it travels in one message.
+pub const SHARD_BYTES_MAX: usize = 12 << 20;
 
+const _: () = assert!(COMMIT_BYTES_MAX < ENTRY_BYTES_MAX);
+const _: () = assert!(COMMIT_STATE_BYTES_MAX < COMMIT_BYTES_MAX);
+const _: () = assert!(SHARD_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_DEFAULT <= BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX as usize <= RECORDS_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX as usize + ENTRY_BYTES_TARGET < ENTRY_BYTES_MAX);

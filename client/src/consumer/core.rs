@@ -5,7 +5,9 @@
 //!  next() --> consumed --> subscription (lock) --credit--> feed
 //!  upkeep --> sweep: leaders, pauses, opens without answer --> each subscription
 //! ```
-//! Invariants: locks are taken in the order subscription, then feeds or inbox, never two subscriptions at once;
+//! Partitions may come and go: each stay is a tenure, and what is left of an earlier one reaches nobody.
+//!
+//! Invariants: locks are taken in the order book, subscription, then feeds or inbox, never two subscriptions at once;
 //! a batch is put into the inbox under the lock that placed it, so a later stream can't overtake an earlier one.
 
 use std::{
@@ -21,7 +23,7 @@ use busbar_proto::{
     v1::{self, subscribe_response::Event},
 };
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
     consumer::{
         feed::Feed,
         inbox::{Inbox, Item, Parcel},
-        subscription::{self, Fault, FeedId, StartAt, Subscription, SubscriptionId},
+        subscription::{self, Fault, FeedId, StartAt, Subscription, SubscriptionId, Tenure},
     },
     error::ConsumeError,
     pool,
@@ -47,27 +49,39 @@ pub(crate) struct Core {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) topic: Arc<TopicWatch>,
     pub(crate) tasks: Tasks,
-    pub(crate) inbox: Inbox,
+    pub(crate) inbox: Arc<Inbox>,
     /// Something happened to a subscription that somebody may wait for.
     pub(crate) changed: Notify,
-    subscriptions: BTreeMap<PartitionId, Mutex<Subscription>>,
+    book: RwLock<Book>,
     feeds: Mutex<HashMap<NodeId, Arc<Feed>>>,
     next_feed: AtomicU64,
     alarm: Alarm,
 }
 
+/// Who is read, and what those that were left behind came to.
+#[derive(Debug, Default)]
+struct Book {
+    subscriptions: BTreeMap<PartitionId, Arc<Mutex<Subscription>>>,
+    /// Openings of subscriptions that are gone. Grows with the partitions of the topic only.
+    openings: BTreeMap<PartitionId, u32>,
+}
+
 impl Core {
+    /// Reads a topic's partitions into `inbox`, perhaps beside others of other topics.
     pub(crate) fn new(
         cluster: Arc<Cluster>,
         topic: Arc<TopicWatch>,
+        tasks: Tasks,
+        inbox: Arc<Inbox>,
         subscriptions: impl IntoIterator<Item = Subscription>,
     ) -> Arc<Self> {
-        let by_partition = |subscription: Subscription| (subscription.partition(), Mutex::new(subscription));
+        let by_partition = |subscription: Subscription| (subscription.partition(), Arc::new(Mutex::new(subscription)));
+        let subscriptions = subscriptions.into_iter().map(by_partition).collect();
         Arc::new(Self {
-            tasks: cluster.tasks.child(),
-            inbox: Inbox::default(),
+            tasks,
+            inbox,
             changed: Notify::new(),
-            subscriptions: subscriptions.into_iter().map(by_partition).collect(),
+            book: RwLock::new(Book { subscriptions, openings: BTreeMap::new() }),
             feeds: Mutex::default(),
             next_feed: AtomicU64::new(0),
             alarm: Alarm::new(cluster.env.now()),
@@ -78,7 +92,52 @@ impl Core {
 
     /// Looks at every subscription, one after the other.
     pub(crate) fn read<T>(&self, look: impl Fn(&Subscription) -> T) -> Vec<(PartitionId, T)> {
-        self.subscriptions.iter().map(|(&partition, subscription)| (partition, look(&subscription.lock()))).collect()
+        let look = |subscription: Arc<Mutex<Subscription>>| {
+            let subscription = subscription.lock();
+            (subscription.partition(), look(&subscription))
+        };
+        self.all().into_iter().map(look).collect()
+    }
+
+    /// Reads one more partition, as a stay of its own.
+    pub(crate) fn add(&self, subscription: Subscription, tenure: Tenure) {
+        let partition = subscription.partition();
+        let mut book = self.book.write();
+        let opening = book.openings.remove(&partition).unwrap_or(0);
+        let subscription = Arc::new(Mutex::new(subscription.of_tenure(tenure, opening)));
+        let former = book.subscriptions.insert(partition, subscription);
+        assert!(former.is_none(), "a partition is read once");
+        drop(book);
+        self.alarm.ring();
+    }
+
+    /// Reads a partition no more, if this stay still lasts. What it put into the inbox is left there.
+    pub(crate) fn remove(&self, partition: PartitionId, tenure: Tenure) {
+        let mut book = self.book.write();
+        let Some(subscription) = book.subscriptions.get(&partition).cloned() else { return };
+        let mut subscription = subscription.lock();
+        if subscription.tenure() != tenure {
+            return;
+        }
+        if let Some(feed) = subscription.fed_by() {
+            self.close(feed, subscription.id());
+        }
+        subscription.retire();
+        book.subscriptions.remove(&partition);
+        book.openings.insert(partition, subscription.opening());
+    }
+
+    /// Another bound for the bytes that each partition holds.
+    pub(crate) fn resize(&self, window: u64) {
+        self.all().iter().for_each(|subscription| subscription.lock().resize(window));
+    }
+
+    fn all(&self) -> Vec<Arc<Mutex<Subscription>>> {
+        self.book.read().subscriptions.values().cloned().collect()
+    }
+
+    fn one(&self, partition: PartitionId) -> Option<Arc<Mutex<Subscription>>> {
+        self.book.read().subscriptions.get(&partition).cloned()
     }
 
     /// Opens what is due, moves what is led elsewhere, gives up what was not answered.
@@ -114,9 +173,14 @@ impl Core {
         if subscription.halt() {
             let text = "the topic was deleted; build another consumer once there is a topic of that name";
             let refusal = Refusal::new(Reason::UnknownTopic, text);
-            self.inbox.put([Item::Fault(subscription.partition(), self.refused(subscription, refusal))]);
+            self.tell(subscription, self.refused(subscription, refusal));
             self.changed.notify_waiters();
         }
+    }
+
+    /// Puts a fault where the application will find it.
+    fn tell(&self, subscription: &Subscription, fault: ConsumeError) {
+        self.inbox.put([Item::Fault(subscription.partition(), subscription.tenure(), fault)]);
     }
 
     fn feed_to(self: &Arc<Self>, node: NodeId) -> Arc<Feed> {
@@ -125,7 +189,7 @@ impl Core {
             return feed.clone();
         }
         let id = FeedId { node, number: self.next_feed.fetch_add(1, Ordering::Relaxed) };
-        let capacity = REQUESTS_MIN + REQUESTS_PER_PARTITION * self.subscriptions.len();
+        let capacity = REQUESTS_MIN + REQUESTS_PER_PARTITION * self.topic.view().partitions() as usize;
         let feed = Feed::open(self, id, capacity);
         feeds.insert(node, feed.clone());
         feed
@@ -144,7 +208,7 @@ impl Core {
     /// A node sent something.
     pub(crate) fn heard(self: &Arc<Self>, feed: FeedId, event: v1::SubscribeResponse) {
         let id = SubscriptionId::from_wire(event.subscription);
-        let Some(subscription) = self.subscriptions.get(&id.partition()) else { return };
+        let Some(subscription) = self.one(id.partition()) else { return };
         let Some(event) = event.event else { return };
         // The checksums of a large message take a while: not under the lock.
         let (checked, bytes) = match &event {
@@ -176,10 +240,10 @@ impl Core {
         checked: Result<subscription::Checked, Fault>,
         high_watermark: Offset,
     ) {
-        let (partition, id) = (subscription.partition(), subscription.id());
+        let (partition, tenure, id) = (subscription.partition(), subscription.tenure(), subscription.id());
         match subscription.batches(bytes, checked, high_watermark) {
             Ok(accepted) => {
-                let item = |(batch, from)| Item::Batch(Parcel { partition, batch, from });
+                let item = |(batch, from)| Item::Batch(Parcel { partition, tenure, batch, from });
                 self.inbox.put(accepted.into_iter().map(item));
                 let credit = subscription.refill();
                 self.grant(subscription, credit);
@@ -189,7 +253,7 @@ impl Core {
                 self.close(feed, id);
                 let now = self.cluster.env.now();
                 if let Some(fault) = subscription.faulty(fault, now, self.cluster.env.random()) {
-                    self.inbox.put([Item::Fault(partition, self.corrupt(subscription, &fault))]);
+                    self.tell(subscription, self.corrupt(subscription, &fault));
                 }
                 self.alarm.set(subscription.wake_at());
             }
@@ -207,7 +271,7 @@ impl Core {
         }
         let now = self.cluster.env.now();
         if let Some(refusal) = subscription.ended(refusal, now, self.cluster.env.random()) {
-            self.inbox.put([Item::Fault(partition, self.refused(subscription, refusal))]);
+            self.tell(subscription, self.refused(subscription, refusal));
             self.changed.notify_waiters();
         }
         self.tend(subscription, now);
@@ -227,7 +291,7 @@ impl Core {
             };
             // Without an answer the subscription goes on as after any failure.
             let Ok(bounds) = core.cluster.call(call, ask).await else { return };
-            let Some(subscription) = core.subscriptions.get(&partition) else { return };
+            let Some(subscription) = core.one(partition) else { return };
             let mut subscription = subscription.lock();
             let wanted = match subscription.next() {
                 StartAt::Offset(wanted) if wanted < bounds.log_start && subscription.fed_by().is_none() => wanted,
@@ -237,7 +301,7 @@ impl Core {
             if !subscription.below_log_start(Offset::new(bounds.log_start), end) {
                 let text = format!("offset {wanted} is gone, the log starts at {}", bounds.log_start);
                 let refusal = Refusal::new(Reason::OffsetOutOfRange, text);
-                core.inbox.put([Item::Fault(partition, core.refused(&subscription, refusal))]);
+                core.tell(&subscription, core.refused(&subscription, refusal));
             }
             core.tend(&mut subscription, core.cluster.env.now());
         });
@@ -252,7 +316,7 @@ impl Core {
             }
         }
         let now = self.cluster.env.now();
-        for subscription in self.subscriptions.values() {
+        for subscription in self.all() {
             let mut subscription = subscription.lock();
             if subscription.lost(feed, now, self.cluster.env.random()) {
                 self.topic.doubt();
@@ -262,9 +326,12 @@ impl Core {
     }
 
     /// The application is done with a batch of that many bytes.
-    pub(crate) fn consumed(&self, partition: PartitionId, bytes: usize) {
-        let Some(subscription) = self.subscriptions.get(&partition) else { return };
+    pub(crate) fn consumed(&self, partition: PartitionId, tenure: Tenure, bytes: usize) {
+        let Some(subscription) = self.one(partition) else { return };
         let mut subscription = subscription.lock();
+        if subscription.tenure() != tenure {
+            return;
+        }
         let credit = subscription.consumed(bytes as u64);
         self.grant(&mut subscription, credit);
         if subscription.fed_by().is_none() {
@@ -274,7 +341,7 @@ impl Core {
 
     /// The application has been told of a fault and wants to go on.
     pub(crate) fn resume(&self, partition: PartitionId) {
-        if let Some(subscription) = self.subscriptions.get(&partition) {
+        if let Some(subscription) = self.one(partition) {
             subscription.lock().resume();
             self.alarm.ring();
         }
@@ -293,9 +360,12 @@ impl Core {
     pub(crate) async fn upkeep(self: Arc<Self>) {
         let mut news = self.topic.subscribe();
         loop {
+            if self.topic.view().gone && self.book.read().subscriptions.is_empty() {
+                return;
+            }
             self.alarm.begin_sweep();
             let now = self.cluster.env.now();
-            for subscription in self.subscriptions.values() {
+            for subscription in self.all() {
                 self.tend(&mut subscription.lock(), now);
             }
             tokio::select! {

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::error::ConsumeError;
+use crate::{consumer::subscription::Tenure, error::ConsumeError};
 
 /// One checked batch.
 #[derive(Debug)]
 pub(crate) struct Parcel {
     pub(crate) partition: PartitionId,
+    pub(crate) tenure: Tenure,
     pub(crate) batch: Bytes,
     /// Records below this were handed out before, or are not wanted.
     pub(crate) from: Offset,
@@ -27,7 +28,7 @@ pub(crate) struct Parcel {
 #[derive(Debug)]
 pub(crate) enum Item {
     Batch(Parcel),
-    Fault(PartitionId, ConsumeError),
+    Fault(PartitionId, Tenure, ConsumeError),
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +41,16 @@ impl Inbox {
     pub(crate) fn put(&self, items: impl IntoIterator<Item = Item>) {
         self.items.lock().extend(items);
         self.reader.wake();
+    }
+
+    /// Makes the reader look again, at whatever it looks at besides.
+    pub(crate) fn wake(&self) {
+        self.reader.wake();
+    }
+
+    /// Whom to wake from now on: for a reader that looks at more than this inbox.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.reader.register(cx.waker());
     }
 
     /// Swaps everything there is into `into`, which is empty; waits while there is nothing. Cancel safe.

@@ -12,7 +12,7 @@ mod core;
 mod feed;
 mod inbox;
 mod record;
-mod subscription;
+pub(crate) mod subscription;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -25,10 +25,10 @@ use busbar_proto::{
     batch::{BatchError, Records, records},
 };
 
-use self::{
+use self::subscription::{Subscription, Tenure};
+pub(crate) use self::{
     core::Core,
-    inbox::{Item, Parcel},
-    subscription::Subscription,
+    inbox::{Inbox, Item, Parcel},
 };
 pub use self::{
     record::ConsumedRecord,
@@ -98,7 +98,7 @@ impl Consumer {
             }
             match self.items.pop_front() {
                 Some(Item::Batch(parcel)) => self.open(parcel)?,
-                Some(Item::Fault(partition, fault)) => {
+                Some(Item::Fault(partition, _, fault)) => {
                     self.core.resume(partition);
                     return Err(fault);
                 }
@@ -122,7 +122,7 @@ impl Consumer {
             }
             match self.items.pop_front() {
                 Some(Item::Batch(parcel)) => self.open(parcel)?,
-                Some(Item::Fault(partition, fault)) => {
+                Some(Item::Fault(partition, _, fault)) => {
                     self.core.resume(partition);
                     return Err(fault);
                 }
@@ -207,7 +207,7 @@ impl Consumer {
     }
 
     fn open(&mut self, parcel: Parcel) -> Result<(), ConsumeError> {
-        let Parcel { partition, batch, from } = parcel;
+        let Parcel { partition, tenure: _, batch, from } = parcel;
         let bytes = batch.len();
         match records(batch) {
             Ok(records) => {
@@ -215,7 +215,7 @@ impl Consumer {
                 Ok(())
             }
             Err(fault) => {
-                self.core.consumed(partition, bytes);
+                self.core.consumed(partition, Tenure::default(), bytes);
                 Err(self.undecodable(partition, from, &fault))
             }
         }
@@ -224,7 +224,7 @@ impl Consumer {
     fn close_batch(&mut self) {
         if let Some(Reading { partition, records, bytes, .. }) = self.reading.take() {
             self.positions.insert(partition, records.header().next_offset());
-            self.core.consumed(partition, bytes);
+            self.core.consumed(partition, Tenure::default(), bytes);
         }
     }
 
@@ -330,7 +330,8 @@ impl ConsumerBuilder {
             let start = starts.get(partition).copied().unwrap_or(from);
             Subscription::new(PartitionId::new(*partition), start, on_loss, window)
         });
-        let core = Core::new(cluster, topic, subscriptions);
+        let tasks = cluster.tasks.child();
+        let core = Core::new(cluster, topic, tasks, Arc::default(), subscriptions);
         core.tasks.spawn(Kind::ConsumerUpkeep, core.clone().upkeep());
         let consumer = Consumer { core, items: VecDeque::new(), reading: None, positions: BTreeMap::new() };
         consumer.wait_for_ends().await?;

@@ -21,6 +21,17 @@ impl ConsumedRecord {
         Self { topic, partition, view }
     }
 
+    /// The same in memory of its own.
+    pub(crate) fn detached(&self) -> Self {
+        Self { topic: self.topic.clone(), partition: self.partition, view: self.view.detached() }
+    }
+
+    /// Bytes of what it carries.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        let headers = self.headers().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        self.view.key.as_ref().map_or(0, Bytes::len) + self.value().len() + headers
+    }
+
     /// The topic.
     pub fn topic(&self) -> &str {
         &self.topic

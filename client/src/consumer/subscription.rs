@@ -58,6 +58,20 @@ pub enum OnLoss {
     Fail,
 }
 
+/// Tells one stay of a partition with a consumer from the stays before: what is left of those must not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tenure(u64);
+
+impl Tenure {
+    pub(crate) const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// Names one opening of one subscription on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SubscriptionId(u32);
@@ -99,6 +113,8 @@ enum Phase {
     },
     /// The application has been told of a fault and must come back first.
     Halted,
+    /// Over: the partition is read no more, or by another subscription.
+    Retired,
 }
 
 /// Names one stream to one node.
@@ -138,6 +154,7 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct Subscription {
     partition: PartitionId,
+    tenure: Tenure,
     on_loss: OnLoss,
     window: u64,
     /// Where to go on; an offset once it is known.
@@ -161,6 +178,7 @@ impl Subscription {
     pub(crate) fn new(partition: PartitionId, from: StartAt, on_loss: OnLoss, window: u64) -> Self {
         Self {
             partition,
+            tenure: Tenure::default(),
             on_loss,
             window,
             next: from,
@@ -174,6 +192,24 @@ impl Subscription {
             backoff: Backoff::new(BackoffPolicy::default()),
             strikes: 0,
         }
+    }
+
+    /// The same, for this stay, after a former one that came to this opening: its ids must not be used again.
+    pub(crate) fn of_tenure(self, tenure: Tenure, opening: u32) -> Self {
+        Self { tenure, opening, ..self }
+    }
+
+    pub(crate) fn tenure(&self) -> Tenure {
+        self.tenure
+    }
+
+    pub(crate) fn opening(&self) -> u32 {
+        self.opening
+    }
+
+    /// Another bound for the bytes that it holds. What is granted already may still come.
+    pub(crate) fn resize(&mut self, window: u64) {
+        self.window = window;
     }
 
     pub(crate) fn id(&self) -> SubscriptionId {
@@ -202,7 +238,7 @@ impl Subscription {
     pub(crate) fn fed_by(&self) -> Option<FeedId> {
         match self.phase {
             Phase::Opening { feed, .. } | Phase::Open { feed } => Some(feed),
-            Phase::Idle | Phase::Paused { .. } | Phase::Halted => None,
+            Phase::Idle | Phase::Paused { .. } | Phase::Halted | Phase::Retired => None,
         }
     }
 
@@ -228,7 +264,7 @@ impl Subscription {
         assert!(self.is_due(), "a subscription is opened once");
         // Wraps within the bits beside the partition; a stream that old is long gone.
         self.opening = self.opening.wrapping_add(1);
-        let credit = self.window - self.held;
+        let credit = self.window.saturating_sub(self.held);
         self.granted = credit as i64;
         self.phase = Phase::Opening { feed, since: now };
         Opening { id: self.id(), from: self.next, credit }
@@ -357,7 +393,12 @@ impl Subscription {
 
     /// Nothing will come any more. Whether that is news to the application.
     pub(crate) fn halt(&mut self) -> bool {
-        self.phase != Phase::Halted && self.halt_if(true)
+        !matches!(self.phase, Phase::Halted | Phase::Retired) && self.halt_if(true)
+    }
+
+    /// It ends for good.
+    pub(crate) fn retire(&mut self) {
+        self.phase = Phase::Retired;
     }
 
     /// The application has been told of the fault and asks for more.
@@ -370,6 +411,9 @@ impl Subscription {
     /// The offset asked for lies below the log start: goes on where [`OnLoss`] says. Whether it does go on.
     pub(crate) fn below_log_start(&mut self, log_start: Offset, end: Offset) -> bool {
         let StartAt::Offset(wanted) = self.next else { return true };
+        if self.phase == Phase::Retired {
+            return true;
+        }
         let target = match self.on_loss {
             OnLoss::Fail => {
                 self.halt_if(true);
@@ -395,7 +439,7 @@ impl Subscription {
         match self.phase {
             Phase::Paused { until } => Some(until),
             Phase::Opening { since, .. } => Some(since + OPEN_TIMEOUT),
-            Phase::Idle | Phase::Open { .. } | Phase::Halted => None,
+            Phase::Idle | Phase::Open { .. } | Phase::Halted | Phase::Retired => None,
         }
     }
 

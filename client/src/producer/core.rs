@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{NodeId, PartitionId, v1};
+use busbar_proto::{NodeId, PartitionId, partition_of_key, v1};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -27,7 +27,7 @@ use crate::{
     alarm::Alarm,
     cluster::Cluster,
     error::SendError,
-    partitioner::{Load, Sticky, partition_of_key},
+    partitioner::{Load, Sticky},
     producer::{
         batcher::Times,
         destinations::{Destinations, Guards, Hold, Obstacle},

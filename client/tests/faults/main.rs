@@ -6,6 +6,8 @@ mod client;
 mod consumer;
 mod delivery;
 mod fake;
+mod group_chaos;
+mod groups;
 mod guards;
 mod producer;
 

@@ -37,6 +37,23 @@ impl RecordView {
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().rfind(|header| header.key() == name)?.value.as_ref()
     }
+
+    /// The same record in memory of its own, so that its batch need not be kept for it.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let copy = |bytes: &Option<Bytes>| bytes.as_ref().map(|bytes| Bytes::copy_from_slice(bytes));
+        let header = |header: &RecordHeader| RecordHeader {
+            key: Bytes::copy_from_slice(&header.key),
+            value: copy(&header.value),
+        };
+        Self {
+            offset: self.offset,
+            timestamp_ms: self.timestamp_ms,
+            key: copy(&self.key),
+            value: copy(&self.value),
+            headers: self.headers.iter().map(header).collect(),
+        }
+    }
 }
 
 /// A record's header.

@@ -3,6 +3,7 @@
 //!
 //! Invariant: what is acknowledged is in the log; a partition has one log, whoever leads it.
 
+mod groups;
 mod log;
 mod node;
 mod publish;
@@ -112,6 +113,7 @@ pub(crate) struct State {
     pub(crate) no_producer_ids: bool,
     /// This node has not heard of any topic yet.
     pub(crate) lagging: Option<u64>,
+    pub(crate) coordinator: groups::Coordinator,
     /// The brokers' clock runs ahead by this much.
     pub(crate) clock_ahead_ms: u64,
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use busbar_proto::{
     limits,
-    v1::{admin_server::AdminServer, broker_server::BrokerServer},
+    v1::{admin_server::AdminServer, broker_server::BrokerServer, groups_server::GroupsServer},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -37,7 +37,10 @@ impl Node {
         // As a broker has them: a batch larger than the windows would cross in many round trips.
         let mut windows =
             Server::builder().initial_stream_window_size(8 << 20).initial_connection_window_size(16 << 20);
-        let serve = windows.add_service(broker).add_service(AdminServer::new(service));
+        let serve = windows
+            .add_service(broker)
+            .add_service(AdminServer::new(service.clone()))
+            .add_service(GroupsServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES_MAX));
         let server = tokio::spawn(async move {
             serve.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server runs");
         });

@@ -18,7 +18,7 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     fn metadata_of(&self, state: &State, names: &[String]) -> Result<v1::MetadataResponse, Refusal> {

@@ -1,8 +1,12 @@
-//! `busbar sub`: prints a topic's records, one a line, until `--count` are printed or a signal ends it.
+//! `busbar sub`: prints a topic's records, one a line, until `--count` are printed or a signal ends it. With `--group` as
+//! a member of a consumer group, see `group`.
 
-use std::process::ExitCode;
+mod exec;
+mod group;
 
-use busbar_client::StartAt;
+use std::{io, process::ExitCode};
+
+use busbar_client::{ConsumedRecord, StartAt};
 use busbar_proto::TopicName;
 
 use crate::{
@@ -20,11 +24,13 @@ pub(crate) struct Args {
     #[arg(long, default_value = "earliest", value_name = "WHERE", value_parser = start_at)]
     from: StartAt,
     /// Only this partition [default: all; order holds within each]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "group")]
     partition: Option<u32>,
     /// Exit 0 after so many records [default: until Ctrl-C]
     #[arg(long, short = 'n', value_name = "N")]
     count: Option<u64>,
+    #[command(flatten)]
+    group: group::GroupArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -33,6 +39,9 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut signals = EndSignals::listen()?;
+    if args.group.group.is_some() {
+        return group::run(args, signals).await;
+    }
     tokio::select! {
         biased;
         () = signals.next() => {}
@@ -51,22 +60,26 @@ async fn print_records(args: Args) -> anyhow::Result<()> {
     let mut printed = 0;
     while args.count.is_none_or(|count| printed < count) {
         let Some(record) = consumer.next().await? else { break };
-        let view = RecordView {
-            topic: record.topic(),
-            partition: record.partition(),
-            offset: record.offset(),
-            timestamp_ms: record.timestamp_ms(),
-            key: record.key().map(AsRef::as_ref),
-            headers: record.headers().collect(),
-            value: (!record.is_null()).then(|| record.value().as_ref()),
-        };
-        match args.output.format {
-            Format::Text => output::line(view.line())?,
-            Format::Json => output::json(&view)?,
-        }
+        print(&record, args.output)?;
         printed += 1;
     }
     Ok(())
+}
+
+fn print(record: &ConsumedRecord, output: OutputArgs) -> io::Result<()> {
+    let view = RecordView {
+        topic: record.topic(),
+        partition: record.partition(),
+        offset: record.offset(),
+        timestamp_ms: record.timestamp_ms(),
+        key: record.key().map(AsRef::as_ref),
+        headers: record.headers().collect(),
+        value: (!record.is_null()).then(|| record.value().as_ref()),
+    };
+    match output.format {
+        Format::Text => output::line(view.line()),
+        Format::Json => output::json(&view),
+    }
 }
 
 fn start_at(text: &str) -> Result<StartAt, String> {

@@ -1,0 +1,106 @@
+//! A group consumer's counters. They only grow.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// What a group consumer has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupStats {
+    /// Records handed out, each time counted.
+    pub delivered: u64,
+    /// Of those: not for the first time.
+    pub redelivered: u64,
+    /// Of those: one by one after an earlier holder vanished, each put on record first.
+    pub tried: u64,
+    /// Records acknowledged.
+    pub acked: u64,
+    /// Deliveries given back by `nack`, or by dropping the record.
+    pub nacked: u64,
+    /// Records rejected.
+    pub rejected: u64,
+    /// Deliveries whose lease ran out.
+    pub expired: u64,
+    /// Records stored as dead letters.
+    pub dead_lettered: u64,
+    /// Records given up without a dead letter, as the policy says.
+    pub dropped: u64,
+    /// Words on records that did not count any more.
+    pub stale: u64,
+    /// Partitions gained.
+    pub assigned: u64,
+    /// Partitions given up or lost.
+    pub revoked: u64,
+    /// Of those: lost without being asked.
+    pub lost: u64,
+    /// Commit requests that were answered.
+    pub commits: u64,
+    /// Times that the member joined.
+    pub joins: u64,
+    /// Time from being asked to give up a partition, when nothing more was handed out, until it was free for others:
+    /// all of them together, and the longest.
+    pub paused: Duration,
+    /// The longest of them.
+    pub paused_max: Duration,
+}
+
+macro_rules! counters {
+    ($($name:ident),*) => {
+        #[derive(Debug, Default)]
+        pub(super) struct Counters {
+            $(pub(super) $name: Counter,)*
+            paused_us: Counter,
+            paused_max_us: AtomicU64,
+        }
+
+        impl Counters {
+            pub(super) fn read(&self) -> GroupStats {
+                GroupStats {
+                    $($name: self.$name.get(),)*
+                    paused: Duration::from_micros(self.paused_us.get()),
+                    paused_max: Duration::from_micros(self.paused_max_us.load(Ordering::Relaxed)),
+                }
+            }
+        }
+    };
+}
+counters!(
+    delivered,
+    redelivered,
+    tried,
+    acked,
+    nacked,
+    rejected,
+    expired,
+    dead_lettered,
+    dropped,
+    stale,
+    assigned,
+    revoked,
+    lost,
+    commits,
+    joins
+);
+
+impl Counters {
+    pub(super) fn paused(&self, pause: Duration) {
+        let us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        self.paused_us.add(us);
+        self.paused_max_us.fetch_max(us, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
