@@ -24,11 +24,16 @@ demo: build ## three brokers, a killed leader, every acknowledged record checked
 verify: deps ## format, lints and documentation; never writes to the tree
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked -p busbar-client --features tracing -- -D warnings
+	$(CARGO) clippy --release --locked -p busbar-client --all-features --all-targets -- -D warnings
 	$(ENV); RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+	$(ENV); RUSTDOCFLAGS="-D warnings" cargo doc --release --locked -p busbar-client --all-features --no-deps
 
 test: verify ## verify, doctests, then every test (nextest builds the programs that the tests run)
 	$(CARGO) test --release --locked --workspace --doc
 	$(CARGO) nextest run --release --locked --workspace
+	$(CARGO) test --release --locked -p busbar-client --all-features --doc
+	$(CARGO) nextest run --release --locked -p busbar-client --all-features
 
 deny: ## hold dependencies to deny.toml: licences, sources, bans (needs cargo-deny; `cargo deny check` asks for advisories, too)
 	cargo deny --locked check bans licenses sources

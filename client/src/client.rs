@@ -14,6 +14,7 @@ use crate::{
     group::GroupBuilder,
     pool,
     producer::ProducerBuilder,
+    request::{Replier, RequesterBuilder, ResponderBuilder},
     task::Tasks,
 };
 
@@ -61,6 +62,21 @@ impl Client {
     /// A member of a consumer group.
     pub fn group(&self, group: impl Into<String>) -> GroupBuilder {
         GroupBuilder::new(self.cluster.clone(), group.into())
+    }
+
+    /// A requester: publishes to a topic and waits for replies.
+    pub fn requester(&self, topic: impl Into<String>) -> RequesterBuilder {
+        RequesterBuilder::new(self.cluster.clone(), topic.into())
+    }
+
+    /// A responder: reads a topic's requests and replies to them.
+    pub fn responder(&self, topic: impl Into<String>) -> ResponderBuilder {
+        ResponderBuilder::new(self.cluster.clone(), topic.into())
+    }
+
+    /// A replier: replies to requests that some other consumer has read.
+    pub fn replier(&self) -> Replier {
+        Replier::new(self.cluster.clone())
     }
 
     /// Administration.

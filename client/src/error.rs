@@ -238,7 +238,29 @@ pub enum DeliveryError {
     },
 }
 
+impl SendError {
+    /// One word for what went wrong, for labels.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::TooLarge { .. } => Reason::BatchTooLarge.as_str(),
+            Self::UnknownPartition { .. } => Reason::UnknownPartition.as_str(),
+            Self::TopicGone { .. } => Reason::UnknownTopic.as_str(),
+        }
+    }
+}
+
 impl DeliveryError {
+    /// One word for what went wrong, for labels: the reason, `closed`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Rejected { refusal, .. } => refusal.reason.as_str(),
+            Self::Unknown { last, .. } => last.reason.as_str(),
+            Self::TopicGone { .. } => Reason::UnknownTopic.as_str(),
+            Self::Closed { .. } => "closed",
+        }
+    }
+
     /// Whether sending the record again makes sense. After [`Self::Unknown`] that may store it twice.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -31,6 +31,9 @@
 //! | certainty about failures | rejected or unknown | [`DeliveryError`] |
 //! | the story of every delivery | on | [`DeliveryReport`] |
 //! | discovery, failover | any node, pushed news of leaders | [`Client`] |
+//! | replies to their own callers, deadlines | when asked for | [`Requester`], [`Responder`] |
+//! | trace context, spans, metrics | features `tracing`, `opentelemetry` | [`Record::trace_context`], [`ConsumedRecord::process`] |
+//! | CloudEvents | feature `cloudevents` | `Record::from_event` |
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
 //! | consumer groups, every record settled on its own | [`Client::group`] | [`GroupConsumer`] |
 //! | redelivery with backoff, leases | 5 deliveries, 30 s | [`GroupBuilder::max_deliveries`], [`GroupBuilder::lease`] |
@@ -39,7 +42,7 @@
 //!
 //! # Layers
 //! ```text
-//!  client ─▶ group ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
+//!  client ─▶ group, request ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
 //!            window, batcher, subscription, partitioner, retry, budget, breaker: pure state machines, no I/O, no clock
 //!            env: clock and randomness · task: the only place that spawns
 //! ```
@@ -53,18 +56,25 @@ mod budget;
 mod client;
 mod cluster;
 mod consumer;
+mod context;
 pub mod env;
 mod error;
+#[cfg(feature = "cloudevents")]
+mod events;
 mod group;
 mod partitioner;
 mod pool;
 mod producer;
 mod record;
+mod request;
 mod retry;
 mod sliding;
 mod task;
 mod topic;
 mod watch;
+
+#[cfg(feature = "cloudevents")]
+pub use cloudevents;
 
 pub use busbar_proto::{Reason, Refusal, batch::Compression, partition_of_key, v1};
 
@@ -75,6 +85,7 @@ pub use self::{
     budget::RetryBudget,
     client::{Client, ClientBuilder},
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
+    context::{MalformedTraceParent, TraceParent, malformed_contexts},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     group::{DeadLetter, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
     producer::{
@@ -82,4 +93,11 @@ pub use self::{
         Verdict,
     },
     record::Record,
+    request::{
+        Replier, ReplierStats, ReplyError, Request, RequestError, RequestFate, RequestReport, Requester,
+        RequesterBuilder, RequesterStats, Responder, ResponderBuilder,
+    },
 };
+
+#[cfg(feature = "cloudevents")]
+pub use self::events::EventError;

@@ -31,6 +31,10 @@ pub(crate) enum Kind {
     GroupOpening,
     /// Stores a group's dead letters.
     Undertaker,
+    /// Reads a requester's replies.
+    Replies,
+    /// Delivers the last replies of a producer that makes room for another.
+    ReplyProducerEnd,
 }
 
 /// The tasks of one owner. Clones share them.

@@ -23,6 +23,16 @@ pub const RECORDS_BYTES_MAX: usize = 64 << 20;
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of an envelope's attributes, keys and values together.
 pub const ENVELOPE_BYTES_MAX: usize = 4 << 10;
+/// Requests of one requester that wait for a reply.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 1 << 20;
+/// Topics that one replier keeps a producer for.
+pub const REPLY_TOPICS_MAX: usize = 64;
+/// Bytes of the text of a reply of failure.
+pub const REPLY_ERROR_BYTES_MAX: usize = 1 << 10;
+/// Bytes of a record's header `tracestate`; W3C asks for at least 512.
+pub const TRACESTATE_BYTES_MAX: usize = 2 << 10;
+/// Bytes of a record's header `baggage`; W3C asks for at least 8,192.
+pub const BAGGAGE_BYTES_MAX: usize = 8 << 10;
 /// Bytes of one raft entry's payload in a journal or segment frame.
 pub const ENTRY_BYTES_MAX: usize = 12 << 20;
 /// Frames that one append request between brokers carries at most, in bytes of payload (one entry may exceed it).

@@ -9,10 +9,13 @@ mod config_flags;
 mod connection;
 mod demo;
 mod dev;
+mod exec;
 mod health;
 mod output;
 mod publish;
 mod record;
+mod reply;
+mod request;
 mod serve;
 mod signals;
 mod subscribe;
@@ -48,6 +51,10 @@ enum Command {
     Pub(publish::Args),
     /// Print the records of a topic
     Sub(subscribe::Args),
+    /// Publish a request and print its reply
+    Request(request::Args),
+    /// Answer requests with what a command prints
+    Reply(reply::Args),
     /// The state of the cluster, and moving things in it
     Cluster(cluster::Args),
     /// Exit 0 if a node answers
@@ -65,6 +72,8 @@ fn main() -> ExitCode {
         Command::Topic(args) => block_on(topic::run(args)),
         Command::Pub(args) => block_on(publish::run(args)),
         Command::Sub(args) => block_on(subscribe::run(args)),
+        Command::Request(args) => block_on(request::run(args)),
+        Command::Reply(args) => block_on(reply::run(args)),
         Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),

@@ -231,7 +231,8 @@ fn read_line(reader: &mut impl BufRead) -> anyhow::Result<Option<Bytes>> {
     Ok(Some(line.into()))
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
+/// `NAME=VALUE`.
+pub(crate) fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     if name.is_empty() {
         return Err("a header needs a name: write NAME=VALUE".to_owned());

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use busbar_client::ConsumedRecord;
 use bytes::Bytes;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
@@ -18,7 +19,19 @@ pub(crate) struct RecordView<'a> {
     pub(crate) value: Option<&'a [u8]>,
 }
 
-impl RecordView<'_> {
+impl<'a> RecordView<'a> {
+    pub(crate) fn of(record: &'a ConsumedRecord) -> Self {
+        Self {
+            topic: record.topic(),
+            partition: record.partition(),
+            offset: record.offset(),
+            timestamp_ms: record.timestamp_ms(),
+            key: record.key().map(AsRef::as_ref),
+            headers: record.headers().collect(),
+            value: (!record.is_null()).then(|| record.value().as_ref()),
+        }
+    }
+
     /// The value as one line: what is no UTF-8 is replaced, and characters that would break the line or drive the
     /// terminal are written as escapes.
     pub(crate) fn line(&self) -> String {

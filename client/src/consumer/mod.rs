@@ -36,6 +36,7 @@ pub use self::{
 };
 use crate::{
     cluster::Cluster,
+    context::metrics,
     error::{ClientError, ConsumeError},
     task::Kind,
     watch::TopicWatch,
@@ -211,6 +212,8 @@ impl Consumer {
         let bytes = batch.len();
         match records(batch) {
             Ok(records) => {
+                let end = records.header().next_offset();
+                metrics::consumed(&self.core.topic.name, end.distance_from(from));
                 self.reading = Some(Reading { partition, records, from, bytes, next: from });
                 Ok(())
             }

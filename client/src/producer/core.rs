@@ -26,6 +26,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     alarm::Alarm,
     cluster::Cluster,
+    context::metrics,
     error::SendError,
     partitioner::{Load, Sticky},
     producer::{
@@ -366,6 +367,11 @@ impl Core {
     pub(super) fn announce(&self, finished: impl IntoIterator<Item = Finished>) {
         for finished in finished {
             self.counters.finished(&finished);
+            let (took, error) = match &finished.outcome {
+                Ok(stored) => (stored.report.took(), None),
+                Err(error) => (error.report().took(), Some(error)),
+            };
+            metrics::sent(&self.topic.name, finished.records, took, error);
             self.load(finished.partition).finished(finished.held_bytes);
             if let Some(took) = finished.answered_within {
                 self.load(finished.partition).acknowledged(took, self.load_ms(self.cluster.env.now()));

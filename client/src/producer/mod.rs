@@ -48,6 +48,7 @@ use crate::{
     breaker::CircuitBreaker,
     budget::RetryBudget,
     cluster::Cluster,
+    context::spans::SendSpan,
     error::{ClientError, DeliveryError, SendError, TrySendError},
     record::Record,
     task::Kind,
@@ -109,15 +110,15 @@ impl Producer {
     /// # Errors
     /// [`SendError`]: closed, too large for the topic, or no such partition. The record will never be stored.
     pub async fn send(&self, record: impl Into<Record>) -> Result<Delivery, SendError> {
-        let record = record.into();
-        let held_bytes = self.held_bytes(&record)?;
-        let buffer = &self.handle.core.buffer;
-        match buffer.try_acquire_many(held_bytes) {
-            Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
-            Err(TryAcquireError::NoPermits) => self.wait_for_space(buffer, held_bytes).await?,
+        let mut record = record.into();
+        let span = SendSpan::begin(self.topic(), &mut record);
+        match self.take(&record).await {
+            Ok(delivery) => Ok(delivery.traced(span)),
+            Err(error) => {
+                span.refused(&error);
+                Err(error)
+            }
         }
-        self.handle.core.enqueue(&record, held_bytes as usize)
     }
 
     /// Takes a record if there is buffer space now, and gives it back if not.
@@ -125,14 +126,19 @@ impl Producer {
     /// # Errors
     /// [`TrySendError::Full`] with the record, or the same as [`Self::send`].
     pub fn try_send(&self, record: impl Into<Record>) -> Result<Delivery, TrySendError> {
-        let record = record.into();
-        let held_bytes = self.held_bytes(&record)?;
-        match self.handle.core.buffer.try_acquire_many(held_bytes) {
-            Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(SendError::Closed.into()),
-            Err(TryAcquireError::NoPermits) => return Err(TrySendError::Full(Box::new(record))),
+        let mut record = record.into();
+        let span = SendSpan::begin(self.topic(), &mut record);
+        match self.try_take(&record) {
+            Ok(Some(delivery)) => Ok(delivery.traced(span)),
+            Ok(None) => {
+                span.take_back(&mut record);
+                Err(TrySendError::Full(Box::new(record)))
+            }
+            Err(error) => {
+                span.refused(&error);
+                Err(error.into())
+            }
         }
-        Ok(self.handle.core.enqueue(&record, held_bytes as usize)?)
     }
 
     /// Sends what was taken so far without waiting for company, and waits until the fate of all of it is known.
@@ -182,6 +188,28 @@ impl Producer {
     /// How many partitions the topic has.
     pub fn partitions(&self) -> u32 {
         self.handle.core.partitions()
+    }
+
+    async fn take(&self, record: &Record) -> Result<Delivery, SendError> {
+        let held_bytes = self.held_bytes(record)?;
+        let buffer = &self.handle.core.buffer;
+        match buffer.try_acquire_many(held_bytes) {
+            Ok(space) => space.forget(),
+            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
+            Err(TryAcquireError::NoPermits) => self.wait_for_space(buffer, held_bytes).await?,
+        }
+        self.handle.core.enqueue(record, held_bytes as usize)
+    }
+
+    /// `None` when there is no space now.
+    fn try_take(&self, record: &Record) -> Result<Option<Delivery>, SendError> {
+        let held_bytes = self.held_bytes(record)?;
+        match self.handle.core.buffer.try_acquire_many(held_bytes) {
+            Ok(space) => space.forget(),
+            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
+            Err(TryAcquireError::NoPermits) => return Ok(None),
+        }
+        self.handle.core.enqueue(record, held_bytes as usize).map(Some)
     }
 
     async fn wait_for_space(&self, buffer: &Semaphore, held_bytes: u32) -> Result<(), SendError> {

@@ -16,7 +16,11 @@ use std::{
 use busbar_proto::{Offset, PartitionId};
 use parking_lot::Mutex;
 
-use crate::{error::DeliveryError, producer::report::DeliveryReport};
+use crate::{
+    context::spans::{SendSpan, SendSpans},
+    error::DeliveryError,
+    producer::report::DeliveryReport,
+};
 
 /// A record is stored, as durably as its topic demands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,13 @@ pub struct Delivery {
 impl Delivery {
     pub(crate) fn new(ticket: Arc<Ticket>, index: u32) -> Self {
         Self { ticket, index, slot: None }
+    }
+
+    /// The span ends with the record's outcome, which may be known already.
+    pub(crate) fn traced(self, span: SendSpan) -> Self {
+        self.ticket.spans.add(self.index, span);
+        self.ticket.end_spans();
+        self
     }
 
     /// The outcome, if it is known already.
@@ -93,6 +104,8 @@ pub(crate) struct Ticket {
     waiting: Mutex<Vec<Waker>>,
     /// Handed to the transport since the last [`Self::take_back`]: it may have left this machine.
     handed: AtomicBool,
+    /// End with the outcome.
+    spans: SendSpans,
 }
 
 impl Ticket {
@@ -101,6 +114,13 @@ impl Ticket {
         if self.outcome.set(outcome).is_ok() {
             let waiting = std::mem::take(&mut *self.waiting.lock());
             waiting.into_iter().for_each(Waker::wake);
+            self.end_spans();
+        }
+    }
+
+    fn end_spans(&self) {
+        if let Some(outcome) = self.outcome.get() {
+            self.spans.end(outcome.as_ref().map(|stored| (stored.partition.get(), stored.base.get())));
         }
     }
 

@@ -10,6 +10,7 @@ mod group_chaos;
 mod groups;
 mod guards;
 mod producer;
+mod requests;
 
 use std::{future::Future, time::Duration};
 

@@ -67,22 +67,15 @@ async fn print_records(args: Args) -> anyhow::Result<()> {
 }
 
 fn print(record: &ConsumedRecord, output: OutputArgs) -> io::Result<()> {
-    let view = RecordView {
-        topic: record.topic(),
-        partition: record.partition(),
-        offset: record.offset(),
-        timestamp_ms: record.timestamp_ms(),
-        key: record.key().map(AsRef::as_ref),
-        headers: record.headers().collect(),
-        value: (!record.is_null()).then(|| record.value().as_ref()),
-    };
+    let view = RecordView::of(record);
     match output.format {
         Format::Text => output::line(view.line()),
         Format::Json => output::json(&view),
     }
 }
 
-fn start_at(text: &str) -> Result<StartAt, String> {
+/// `earliest`, `latest` or an offset.
+pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
     match text {
         "earliest" => Ok(StartAt::Earliest),
         "latest" => Ok(StartAt::Latest),

@@ -1,0 +1,30 @@
+//! The context that travels with a record: which trace it belongs to (W3C `traceparent`, `tracestate`) and what the
+//! application adds to it (`baggage`), in headers of these names, as other clients' instrumentations have them.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `traceparent`, `tracestate`, `baggage` | the three formats (pure) |
+//! | `record` | writing them to records and reading them |
+//! | `spans` | spans of sending and processing; nothing at all without the feature `tracing` |
+//! | `metrics` | the OpenTelemetry metrics of the client; nothing at all without the feature `opentelemetry` |
+//!
+//! Invariant: what is malformed is left out and counted; it never fails a record.
+
+mod baggage;
+pub(crate) mod metrics;
+mod record;
+pub(crate) mod spans;
+mod traceparent;
+mod tracestate;
+
+#[cfg(all(test, feature = "cloudevents"))]
+pub(crate) use self::record::tests::consumed;
+pub use self::{
+    record::malformed_contexts,
+    traceparent::{MalformedTraceParent, TraceParent},
+};
+
+/// Names of the headers.
+pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const TRACESTATE: &str = "tracestate";
+pub(crate) const BAGGAGE: &str = "baggage";

@@ -1,0 +1,122 @@
+//! Options of a [`Requester`].
+
+use std::sync::Arc;
+
+use busbar_proto::limits;
+
+use super::{
+    reading, reply_topic,
+    requester::{Core, Parts, Requester},
+};
+use crate::{
+    admin::TopicOptions,
+    cluster::Cluster,
+    consumer::{ConsumerBuilder, StartAt},
+    error::ClientError,
+    producer::{Producer, ProducerBuilder},
+    task::Kind,
+};
+
+/// Requests that may wait for a reply unless told otherwise.
+const IN_FLIGHT_DEFAULT: usize = 1 << 16;
+
+/// Options of a [`Requester`]; `build` makes it.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct RequesterBuilder {
+    cluster: Arc<Cluster>,
+    topic: String,
+    reply_topic: Option<String>,
+    reply_topic_options: Option<TopicOptions>,
+    producer: Option<Producer>,
+    in_flight: usize,
+}
+
+impl RequesterBuilder {
+    pub(crate) fn new(cluster: Arc<Cluster>, topic: String) -> Self {
+        Self {
+            cluster,
+            topic,
+            reply_topic: None,
+            reply_topic_options: None,
+            producer: None,
+            in_flight: IN_FLIGHT_DEFAULT,
+        }
+    }
+
+    /// A topic for the replies, which must be there. Requesters may share one: each reads one partition of it, that
+    /// chance chooses. Default: `<topic>.replies`, made at [`Self::build`] when it is missing.
+    pub fn reply_topic(mut self, name: impl Into<String>) -> Self {
+        self.reply_topic = Some(name.into());
+        self
+    }
+
+    /// How `<topic>.replies` is made when it is missing. Default: up to 8 partitions, replicas as the topic of the
+    /// requests, durability `replicated`, kept for an hour.
+    pub fn reply_topic_options(mut self, options: TopicOptions) -> Self {
+        self.reply_topic_options = Some(options);
+        self
+    }
+
+    /// Sends through this producer of the same topic, which stays open when the requester ends. Default: one of its
+    /// own, with default options.
+    pub fn producer(mut self, producer: Producer) -> Self {
+        self.producer = Some(producer);
+        self
+    }
+
+    /// Requests that may wait for a reply at a time; more wait for one of these to end. Default 65,536; at most
+    /// 1,048,576.
+    pub fn in_flight(mut self, requests: usize) -> Self {
+        self.in_flight = requests;
+        self
+    }
+
+    /// Looks both topics up, makes the one of replies if it may, and begins to read replies at its end: none is
+    /// missed.
+    ///
+    /// # Errors
+    /// An option out of range; no such topic; nobody answers; the partition of the replies has no leader.
+    pub async fn build(self) -> Result<Requester, ClientError> {
+        self.check()?;
+        let Self { cluster, topic, reply_topic, reply_topic_options, producer, in_flight } = self;
+        let owned = producer.is_none();
+        let producer = match producer {
+            Some(producer) => producer,
+            None => ProducerBuilder::new(cluster.clone(), topic.clone()).build().await?,
+        };
+        let (reply_topic, partitions) = match reply_topic {
+            Some(name) => {
+                let partitions = reply_topic::partitions(&cluster, &name).await?;
+                (name, partitions)
+            }
+            None => {
+                let name = reply_topic::name_for(&topic);
+                let partitions = reply_topic::find_or_make(&cluster, &name, &topic, reply_topic_options).await?;
+                (name, partitions)
+            }
+        };
+        let reply_partition = (cluster.env.random() % u64::from(partitions.max(1))) as u32;
+        let replies = ConsumerBuilder::new(cluster.clone(), reply_topic.clone()).partitions([reply_partition]);
+        let replies = replies.from(StartAt::Latest).build().await?;
+        let places = in_flight;
+        let parts = Parts { cluster, producer, owned, reply_topic: reply_topic.into(), reply_partition, places };
+        let core = Core::new(&parts);
+        core.tasks.spawn(Kind::Replies, reading::run(core.clone(), replies));
+        Ok(Requester::new(core, parts))
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        if !(1..=limits::REQUESTS_IN_FLIGHT_MAX).contains(&self.in_flight) {
+            let (found, rule) = (self.in_flight.to_string(), "1 to 1,048,576 requests");
+            return Err(ClientError::InvalidOption { option: "in_flight", found, rule });
+        }
+        match &self.producer {
+            Some(producer) if producer.topic() != self.topic => {
+                let (found, rule) = (producer.topic().to_owned(), "the topic of the requests");
+                Err(ClientError::InvalidOption { option: "producer", found, rule })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What can go wrong with a request or a reply. Each answers two questions: may the same be tried again, and is it
+//! certain that nothing was stored?
+
+use crate::{
+    consumer::ConsumedRecord,
+    error::{ClientError, ConsumeError, SendError},
+    request::report::RequestReport,
+};
+
+/// A request got no proper reply.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The record was not taken.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// It is certain that the request is not stored and never will be, before its deadline.
+    #[error("{0}")]
+    Undelivered(Box<RequestReport>),
+    /// No reply before the deadline; or it is certain, earlier, that the request was not sent in time.
+    #[error("no reply in time: {0}")]
+    Deadline(Box<RequestReport>),
+    /// The responder says that it can't reply properly, and why.
+    #[error("the responder failed: {message}")]
+    Failed {
+        /// Its words, cut at 1 KiB.
+        message: String,
+        /// The whole reply.
+        reply: Box<ConsumedRecord>,
+    },
+    /// Replies can't be read any more; build another requester.
+    #[error("replies can't be read any more: {0}")]
+    RepliesLost(ConsumeError),
+    /// The requester was closed.
+    #[error("the requester is closed")]
+    Closed,
+}
+
+impl RequestError {
+    /// Whether asking again makes sense. The responder may then see the request twice, unless
+    /// [`Self::has_no_side_effects`].
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Undelivered(report) | Self::Deadline(report) => match report.fate() {
+                super::RequestFate::Failed(error) => error.is_retryable(),
+                _ => true,
+            },
+            Self::Send(_) | Self::Failed { .. } | Self::RepliesLost(_) | Self::Closed => false,
+        }
+    }
+
+    /// Whether it is certain that the request is not stored and never will be, so that no responder sees it.
+    pub fn has_no_side_effects(&self) -> bool {
+        match self {
+            Self::Send(_) | Self::Undelivered(_) => true,
+            Self::Deadline(report) => report.has_no_side_effects(),
+            Self::Failed { .. } | Self::RepliesLost(_) | Self::Closed => false,
+        }
+    }
+
+    /// How far the request came, where it matters.
+    pub fn report(&self) -> Option<&RequestReport> {
+        match self {
+            Self::Undelivered(report) | Self::Deadline(report) => Some(report),
+            Self::Send(_) | Self::Failed { .. } | Self::RepliesLost(_) | Self::Closed => None,
+        }
+    }
+}
+
+/// A reply was not taken.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplyError {
+    /// The record asks for no reply.
+    #[error("the record asks for no reply: it has no header busbar-reply-to")]
+    NotAsked,
+    /// The record's headers name no possible place for the reply.
+    #[error("the reply has nowhere to go: {0}")]
+    Address(String),
+    /// The topic of the reply can't be published to.
+    #[error("the reply's topic {topic:?}: {source}")]
+    Topic {
+        /// The topic, as the request names it.
+        topic: String,
+        /// Why.
+        source: Box<ClientError>,
+    },
+    /// The producer of replies did not take it.
+    #[error("the reply was not taken: {0}")]
+    Send(#[from] SendError),
+    /// The replier is closed.
+    #[error("the replier is closed")]
+    Closed,
+}
+
+impl ReplyError {
+    /// Whether the same reply may be taken later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Topic { source, .. } => source.is_retryable(),
+            Self::NotAsked | Self::Address(_) | Self::Send(_) | Self::Closed => false,
+        }
+    }
+
+    /// Always: a reply that was not taken is not stored.
+    pub fn has_no_side_effects(&self) -> bool {
+        true
+    }
+}
