@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   listener ──▶ service ──▶ partition ──▶ raft ──▶ busbar-storage (log engine), peer links
-//!   (gRPC)       (use-cases) (sequencer)   (openraft adapter)      ──▶ env (seams)
+//!   (gRPC)       (use-cases) groups        (openraft adapter)      ──▶ env (seams)
 //! ```
 //! Imports go downward only. `rocksdb` is named in [`mod@env`] alone, `openraft` in [`mod@raft`] alone, `tonic` in
 //! [`listener`] and `raft::network` alone; `tests/tests/tidy.rs` checks it.
@@ -10,6 +10,7 @@
 pub mod config;
 pub mod env;
 pub mod folder;
+pub mod groups;
 pub mod listener;
 pub mod node;
 pub mod partition;

@@ -37,6 +37,8 @@ pub const BAGGAGE_BYTES_MAX: usize = 8 << 10;
 pub const ENTRY_BYTES_MAX: usize = 12 << 20;
 /// Frames that one append request between brokers carries at most, in bytes of payload (one entry may exceed it).
 pub const APPEND_BYTES_TARGET: usize = 1 << 20;
+/// Shards that consumer groups are spread over.
+pub const GROUP_SHARDS_MAX: u32 = 256;
 /// Consumer groups of one shard.
 pub const GROUPS_PER_SHARD_MAX: usize = 10_000;
 /// Members of one consumer group.

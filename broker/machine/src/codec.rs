@@ -71,6 +71,12 @@ pub(crate) fn put_signed(out: &mut BytesMut, value: i64) {
     put_unsigned(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
+/// Appends `bytes` behind their length.
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    put_unsigned(out, bytes.len() as u64);
+    out.put_slice(bytes);
+}
+
 /// Reads fields from front to back.
 pub(crate) struct Reader<'a> {
     what: &'static str,
@@ -138,6 +144,41 @@ impl<'a> Reader<'a> {
         match usize::try_from(declared) {
             Ok(count) if count <= possible => Ok(count),
             _ => Err(self.invalid(field, format_args!("{declared}, where {possible} fit"))),
+        }
+    }
+
+    /// Bytes behind their length, `most` of them at most.
+    pub(crate) fn bytes(&mut self, field: &'static str, most: usize) -> Result<&'a [u8], DecodeError> {
+        let len = self.count(field, 1)?;
+        if len > most {
+            return Err(self.invalid(field, format_args!("{len} bytes, where {most} are allowed")));
+        }
+        let (bytes, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// The same, as text that parses.
+    pub(crate) fn text<T: std::str::FromStr>(&mut self, field: &'static str, most: usize) -> Result<T, DecodeError> {
+        let bytes = self.bytes(field, most)?;
+        let text = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+        text.ok_or_else(|| self.invalid(field, String::from_utf8_lossy(bytes)))
+    }
+
+    /// Exactly `N` bytes.
+    pub(crate) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
+        let (bytes, rest) =
+            self.rest.split_first_chunk::<N>().ok_or(DecodeError::Truncated { what: self.what, field })?;
+        self.rest = rest;
+        Ok(*bytes)
+    }
+
+    /// A byte that is 0 or 1.
+    pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+        match self.byte(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.invalid(field, other)),
         }
     }
 

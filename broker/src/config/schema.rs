@@ -86,6 +86,16 @@ schema! {
         subscriptions_per_stream_max: u32 = 1024, min 1;
     }
 
+    /// Consumer groups.
+    groups: Groups {
+        /// Shards that the groups are spread over, each a raft group of its own; read when the first group is made.
+        shards: u32 = 8, min 1;
+        /// How long a group without members keeps its offsets; 0 = for ever.
+        offsets_retention_ms: Millis = Millis::new(7 * 24 * 3_600_000);
+        /// How long a member may be silent before its partitions go to others, unless it asks for another timeout.
+        session_timeout_ms: Millis = Millis::new(10_000), min Millis::new(limits::SESSION_TIMEOUT_MS_MIN);
+    }
+
     /// Removal of old records.
     retention: Retention {
         /// How often partitions are checked against their topic's retention.

@@ -18,6 +18,7 @@ impl Config {
         self.validate_addresses(faults);
         self.validate_raft(faults);
         self.validate_sizes(faults);
+        self.validate_groups(faults);
     }
 
     fn validate_identity(&self, faults: &mut Vec<Fault>) {
@@ -110,6 +111,18 @@ impl Config {
                 raft.election_max_ms, raft.election_min_ms
             );
             faults.push(Fault::new("raft.election_max_ms", rule));
+        }
+    }
+
+    fn validate_groups(&self, faults: &mut Vec<Fault>) {
+        let (shards, timeout) = (self.groups.shards, self.groups.session_timeout_ms);
+        if shards > limits::GROUP_SHARDS_MAX {
+            let rule = format!("{shards} is too many: the maximum is {}", limits::GROUP_SHARDS_MAX);
+            faults.push(Fault::new("groups.shards", rule));
+        }
+        if timeout.get() > limits::SESSION_TIMEOUT_MS_MAX {
+            let rule = format!("{timeout} is too long: the maximum is {} ms", limits::SESSION_TIMEOUT_MS_MAX);
+            faults.push(Fault::new("groups.session_timeout_ms", rule));
         }
     }
 

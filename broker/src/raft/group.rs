@@ -1,35 +1,26 @@
-//! One raft group on this node: start, propose, follow its leader, read its log, change its members, stop. Everything
-//! that the rest of the broker knows of consensus goes through [`Group`].
+//! One raft group on this node with its machine: start it, read what it has applied and its log. Everything that the rest
+//! of the broker knows of consensus goes through [`Group`] and its [`GroupHandle`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
     sync::{Arc, atomic::AtomicU64},
-    time::Duration,
 };
 
-use busbar_proto::{GroupId, LogIndex, LogPosition, NodeId, Term, peer as wire};
+use busbar_proto::{GroupId, LogIndex, NodeId};
 use busbar_storage::{GroupLog, ReadError, ReadMode};
 use bytes::Bytes;
-use openraft::{
-    ChangeMembers, Instant as _, Raft,
-    async_runtime::watch::WatchReceiver as _,
-    errors::{ClientWriteError, ForwardReason, InitializeError, RaftError},
-    impls::{EmptyNode, OneshotResponder},
-    metrics::WaitError,
-    raft::ClientWriteResult,
-    vote::RaftLeaderId as _,
-};
-use tokio::sync::oneshot;
+use openraft::Raft;
 
+pub use super::handle::{GroupHandle, Lag, Leadership, LeadershipWatch, ProposeError, Proposed};
 use super::{
-    checkpoint, convert,
+    convert,
     log_store::LogStore,
-    machine::{Applied, Machine},
+    machine::Machine,
     network::{Links, client::NetworkFactory},
     registry::Registry,
     shared::{Applier as _, Shared},
-    state_machine::{Checkpoints, StateMachine, StateMachineParts},
-    types::{Proposal, RaftTiming, TypeConfig},
+    state_machine::{StateMachine, StateMachineParts},
+    types::{RaftTiming, TypeConfig},
 };
 use crate::env::{Clock, StateStore, Tasks};
 
@@ -69,93 +60,6 @@ pub struct GroupError {
     pub message: String,
 }
 
-/// Why a proposal has no result.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// Certainly not stored: this node does not lead (in that term).
-    #[error("this node does not lead")]
-    NotLeader {
-        /// Who does, if known.
-        leader: Option<NodeId>,
-    },
-    /// Certainly not stored: it leads, but no majority has confirmed that lately.
-    #[error("the leader has not heard from a majority lately")]
-    NoQuorum,
-    /// Leadership was lost on the way: it may or may not be stored.
-    #[error("leadership was lost before the outcome was known")]
-    Unknown,
-    /// The group has stopped.
-    #[error("the group has stopped: {0}")]
-    Stopped(String),
-}
-
-/// Who leads a group, as this node sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// The leader, if one is known.
-    pub leader: Option<NodeId>,
-    /// The term.
-    pub term: Term,
-    /// Whether that is this node.
-    pub is_self: bool,
-}
-
-/// A queued proposal.
-pub struct Proposed(oneshot::Receiver<ClientWriteResult<TypeConfig>>);
-
-impl Proposed {
-    /// Waits until it is applied here, or has failed. Cancel safe.
-    pub async fn outcome(&mut self) -> Result<(LogPosition, Applied), ProposeError> {
-        match (&mut self.0).await {
-            Ok(Ok(done)) => Ok((position(&done.log_id), done.data)),
-            Ok(Err(error)) => Err(refused(&error)),
-            Err(_) => Err(ProposeError::Unknown),
-        }
-    }
-}
-
-fn position(id: &super::types::LogId) -> LogPosition {
-    let at = convert::position(id);
-    LogPosition::new(at.term, at.index)
-}
-
-fn refused(error: &ClientWriteError<TypeConfig>) -> ProposeError {
-    match error {
-        ClientWriteError::ForwardToLeader(forward) if forward.reason == ForwardReason::LeaseExpired => {
-            ProposeError::NoQuorum
-        }
-        ClientWriteError::ForwardToLeader(forward) => {
-            ProposeError::NotLeader { leader: forward.leader_id.map(NodeId::new) }
-        }
-        ClientWriteError::PreconditionFailed(_) => ProposeError::NotLeader { leader: None },
-        ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::ChangeMembershipError(_) => ProposeError::Unknown,
-    }
-}
-
-/// Follows a group's leadership.
-pub struct LeadershipWatch {
-    node: u64,
-    metrics: openraft::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>,
-}
-
-impl LeadershipWatch {
-    /// The state now.
-    pub fn current(&self) -> Leadership {
-        // The guard is dropped at once: held, it would block openraft's core.
-        let metrics = self.metrics.borrow_watched().clone();
-        Leadership {
-            leader: metrics.current_leader.map(NodeId::new),
-            term: Term::new(metrics.vote.leader_id().term()),
-            is_self: metrics.state.is_leader() && metrics.current_leader == Some(self.node),
-        }
-    }
-
-    /// Waits for a change; false when the group has stopped. Cancel safe.
-    pub async fn changed(&mut self) -> bool {
-        self.metrics.changed().await.is_ok()
-    }
-}
-
 /// One entry with records, as stored.
 #[derive(Clone, Debug)]
 pub struct Logged {
@@ -167,27 +71,18 @@ pub struct Logged {
     pub body: Bytes,
 }
 
-/// How far a replica is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lag {
-    /// The replica.
-    pub node: NodeId,
-    /// Entries that it is not known to have.
-    pub entries: u64,
-    /// Since it last answered in this group; `None` = it never has in this leader's time.
-    pub silent: Option<Duration>,
+/// A raft group on this node. `M` is its state machine; all that needs none is the [`GroupHandle`] it derefs to.
+pub struct Group<M> {
+    handle: GroupHandle,
+    shared: Arc<Shared<M>>,
 }
 
-/// A raft group on this node. `M` is its state machine.
-pub struct Group<M> {
-    id: GroupId,
-    node: NodeId,
-    raft: RaftHandle,
-    shared: Arc<Shared<M>>,
-    checkpoints: Arc<Checkpoints>,
-    log: GroupLog,
-    store: Arc<dyn StateStore>,
-    registry: Arc<Registry>,
+impl<M> Deref for Group<M> {
+    type Target = GroupHandle;
+
+    fn deref(&self) -> &GroupHandle {
+        &self.handle
+    }
 }
 
 impl<M: Machine> Group<M> {
@@ -207,67 +102,13 @@ impl<M: Machine> Group<M> {
         let raft = Raft::new(node.get(), config, network, log_store, machine).await;
         let raft = raft.map_err(|fatal| failed(fatal.to_string()))?;
         registry.insert(id, raft.clone());
-        Ok(Self { id, node, raft, shared, checkpoints, log, store, registry })
-    }
-
-    /// The group's id.
-    pub fn id(&self) -> GroupId {
-        self.id
+        let applier = shared.clone();
+        Ok(Self { handle: GroupHandle { id, node, raft, applier, checkpoints, log, store, registry }, shared })
     }
 
     /// The applied machine.
     pub fn shared(&self) -> &Arc<Shared<M>> {
         &self.shared
-    }
-
-    /// The group's log, for its bounds and size.
-    pub fn log(&self) -> &GroupLog {
-        &self.log
-    }
-
-    /// Founds the group with these voters; does nothing when it exists already.
-    pub async fn initialize(&self, voters: impl IntoIterator<Item = NodeId>) -> Result<(), GroupError> {
-        let members: BTreeMap<u64, EmptyNode> = voters.into_iter().map(|node| (node.get(), EmptyNode {})).collect();
-        match self.raft.initialize(members).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-            Err(error) => Err(self.failed(&error)),
-        }
-    }
-
-    /// Whether the group has any entry, vote or membership here.
-    pub async fn is_initialized(&self) -> bool {
-        self.raft.is_initialized().await.unwrap_or(false)
-    }
-
-    fn failed(&self, error: &impl std::fmt::Display) -> GroupError {
-        GroupError { group: self.id, message: error.to_string() }
-    }
-
-    /// Follows who leads.
-    pub fn watch_leadership(&self) -> LeadershipWatch {
-        LeadershipWatch { node: self.node.get(), metrics: self.raft.server_metrics() }
-    }
-
-    /// Who leads now.
-    pub fn leadership(&self) -> Leadership {
-        self.watch_leadership().current()
-    }
-
-    /// Queues a proposal that is refused unless this node still leads in `term`. Proposals are appended in the order
-    /// of these calls. Not cancel safe: a cancelled call may have queued it.
-    pub async fn propose_in(&self, proposal: Proposal, term: Term) -> Result<Proposed, ProposeError> {
-        let (responder, result) = OneshotResponder::new_pair();
-        let request = self.raft.write(proposal).responder(responder).with_leader(term.get());
-        request.await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
-        Ok(Proposed(result))
-    }
-
-    /// Proposes in whatever term this node leads and waits until it is applied.
-    pub async fn propose(&self, proposal: Proposal) -> Result<Applied, ProposeError> {
-        let (responder, result) = OneshotResponder::new_pair();
-        let request = self.raft.write(proposal).responder(responder);
-        request.await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
-        Proposed(result).outcome().await.map(|(_, applied)| applied)
     }
 
     /// Entries with records from `from` up to what is applied, at most `max_bytes` (but one), and the index to go on
@@ -277,7 +118,7 @@ impl<M: Machine> Group<M> {
         if from >= end {
             return Ok((Vec::new(), from));
         }
-        let entries = self.log.read(from.get(), end.get(), max_bytes, ReadMode::Full).await?;
+        let entries = self.log().read(from.get(), end.get(), max_bytes, ReadMode::Full).await?;
         let next = entries.last().map_or(from, |last| LogIndex::new(last.index).next());
         let records = entries.into_iter().filter_map(|entry| {
             let mut body = entry.payload;
@@ -290,132 +131,8 @@ impl<M: Machine> Group<M> {
         Ok((records.collect(), next))
     }
 
-    /// Voters and learners as last agreed here.
-    pub fn members(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
-        let metrics = self.raft.server_metrics();
-        let membership = metrics.borrow_watched().membership_config.clone();
-        let voters = membership.voter_ids().map(NodeId::new).collect();
-        let learners = membership.membership().learner_ids().map(NodeId::new).collect();
-        (voters, learners)
-    }
-
-    /// How far each other replica is behind; empty unless this node leads.
-    pub fn lags(&self) -> Vec<Lag> {
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        let last = metrics.last_log_index.map_or(0, |index| index + 1);
-        let heard = metrics.heartbeat.unwrap_or_default();
-        let silent = |node: &u64| heard.get(node).copied().flatten().map(|at| at.into_inner().elapsed());
-        let others = metrics.replication.unwrap_or_default().into_iter().filter(|(node, _)| *node != self.node.get());
-        others
-            .map(|(node, matched)| {
-                let next = matched.map_or(0, |id| id.index() + 1);
-                Lag { node: NodeId::new(node), entries: last.saturating_sub(next), silent: silent(&node) }
-            })
-            .collect()
-    }
-
-    /// Adds a learner and waits until it has caught up. Only on the leader.
-    pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
-        self.raft.add_learner(node.get(), EmptyNode {}, true).await.map(drop).map_err(|error| self.failed(&error))
-    }
-
-    /// Adds a learner without waiting for it. Only on the leader.
-    pub async fn add_learner_nowait(&self, node: NodeId) -> Result<(), GroupError> {
-        self.raft.add_learner(node.get(), EmptyNode {}, false).await.map(drop).map_err(|error| self.failed(&error))
-    }
-
-    /// Makes exactly these the voters (each a member already); others leave. Only on the leader.
-    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
-        let voters: BTreeSet<u64> = voters.into_iter().map(NodeId::get).collect();
-        self.raft.change_membership(voters, false).await.map(drop).map_err(|error| self.failed(&error))
-    }
-
-    /// Removes learners. Only on the leader.
-    pub async fn remove_learners(&self, nodes: BTreeSet<NodeId>) -> Result<(), GroupError> {
-        let nodes = ChangeMembers::RemoveNodes(nodes.into_iter().map(NodeId::get).collect());
-        self.raft.change_membership(nodes, false).await.map(drop).map_err(|error| self.failed(&error))
-    }
-
-    /// Asks `to` to take over. Only on the leader; returns before it has happened.
-    pub async fn transfer_leader(&self, to: NodeId) -> Result<(), GroupError> {
-        self.raft.trigger().transfer_leader(to.get()).await.map_err(|fatal| self.failed(&fatal))
-    }
-
-    /// Lets the log go up to `index`: takes the newest stored checkpoint at or below it as the log's new start.
-    /// Purging is local; every replica calls this once the replicated log start has been applied.
-    pub async fn allow_purge_to(&self, index: LogIndex) -> Result<(), GroupError> {
-        if self.checkpoints.allow_purge_to(index.get()) {
-            self.raft.trigger().snapshot().await.map_err(|fatal| self.failed(&fatal))?;
-        }
-        if let Some(purged) = self.log.state().purged {
-            self.shared.forget_below(LogIndex::new(purged.index).next());
-        }
-        self.checkpoints.forget_purged().map_err(|error| self.failed(&error))
-    }
-
-    /// Stores the applied state so that a restart replays little. For a clean shutdown, before [`Group::stop`].
-    pub async fn checkpoint(&self) {
-        let done = self.raft.with_state_machine(|machine| {
-            machine.checkpoint_applied();
-            Box::pin(async {})
-        });
-        if let Err(fatal) = done.await {
-            tracing::debug!(group = %self.id, %fatal, "no checkpoint at shutdown");
-        }
-    }
-
-    /// The oldest stored checkpoint that covers `from`, for a peer that has lost its own.
-    pub fn checkpoint_from(&self, from: LogIndex) -> Result<Option<wire::Checkpoint>, GroupError> {
-        let found = self.checkpoints.oldest_from(from.get()).map_err(|error| self.failed(&error))?;
-        Ok(found.map(|row| row.to_wire()))
-    }
-
-    /// Leaves the group's tasks; the log stays.
-    pub async fn stop(&self) {
-        self.registry.remove(self.id);
-        if let Err(error) = self.raft.shutdown().await {
-            tracing::warn!(group = %self.id, %error, "the group's core did not end cleanly");
-        }
-    }
-
-    /// Deletes the group's checkpoints. After [`Group::stop`], when its log is removed too.
-    pub fn forget_checkpoints(&self) -> Result<(), GroupError> {
-        checkpoint::forget_all(&*self.store, self.id).map_err(|error| self.failed(&error))
-    }
-
-    /// Waits until this node has applied everything that was committed when it started, at most `limit`; an error when
-    /// the group has stopped.
-    pub async fn recovered(&self, limit: Duration) -> Result<bool, GroupError> {
-        match self.raft.wait_for_recovery(Some(limit)).await {
-            Ok(_) => Ok(true),
-            Err(WaitError::Timeout(..)) => Ok(false),
-            Err(stopped) => Err(self.failed(&stopped)),
-        }
-    }
-
     /// The mark of what is applied: the high watermark of a partition.
     pub fn mark(&self) -> u64 {
         self.shared.mark()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use openraft::errors::ForwardToLeader;
-
-    use super::*;
-
-    /// OPENRAFT.md, chapter 5: a leader that has just been elected or woken refuses writes until a majority has answered.
-    /// That is no other leader's fault: the client stays and tries again.
-    #[test]
-    fn a_leader_without_its_lease_is_still_the_leader() {
-        let forward = |reason| {
-            ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id: Some(2), leader_node: None, reason })
-        };
-        assert_eq!(refused(&forward(ForwardReason::LeaseExpired)), ProposeError::NoQuorum);
-        assert_eq!(
-            refused(&forward(ForwardReason::NotLeader)),
-            ProposeError::NotLeader { leader: Some(NodeId::new(2)) }
-        );
     }
 }

@@ -1,6 +1,6 @@
 //! What the adapter asks of a replicated state machine, and the answers it carries back to proposers.
 
-use busbar_machine::{catalog, partition};
+use busbar_machine::{catalog, group, partition};
 use busbar_proto::{LogIndex, LogPosition};
 use bytes::Bytes;
 
@@ -18,6 +18,8 @@ pub enum Applied {
     Partition(partition::Applied),
     /// A catalog command.
     Catalog(catalog::Outcome),
+    /// A command for consumer groups.
+    Groups(group::Outcome),
 }
 
 /// A pure replicated state machine. Applying is deterministic and does no I/O.

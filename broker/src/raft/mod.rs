@@ -10,6 +10,7 @@
 pub mod checkpoint;
 pub mod convert;
 pub mod group;
+pub mod handle;
 pub mod log_store;
 pub mod machine;
 pub mod network;
@@ -22,7 +23,7 @@ pub mod state_machine;
 mod suite_tests;
 pub mod types;
 
-pub use group::{Group, GroupOptions, ProposeError, Proposed};
+pub use group::{Group, GroupHandle, GroupOptions, ProposeError, Proposed};
 pub use machine::{Applied, Machine};
 pub use registry::Registry;
 pub use shared::{AppliedState, Shared};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
-use super::{cluster::Cluster, leaders::Leaders};
+use super::{cluster::Cluster, hosted::Hosted, leaders::Leaders};
 use crate::{
     config::Config,
     env::{Clock, StateStore, Tasks},
@@ -56,7 +56,7 @@ pub struct BrokerOptions {
 /// See the module.
 pub struct Broker {
     pub(super) parts: BrokerOptions,
-    pub(super) replicas: RwLock<BTreeMap<GroupId, Arc<Replica>>>,
+    pub(super) replicas: RwLock<BTreeMap<GroupId, Hosted>>,
     pub(super) node_budget: Arc<Semaphore>,
     producer_ids: Mutex<std::ops::Range<i64>>,
 }
@@ -150,7 +150,7 @@ impl Broker {
     }
 
     /// The replicas on this node.
-    pub(super) fn local(&self) -> Vec<Arc<Replica>> {
+    pub(super) fn local(&self) -> Vec<Hosted> {
         self.replicas.read().values().cloned().collect()
     }
 
@@ -161,6 +161,14 @@ impl Broker {
     pub fn replica(&self, topic: TopicId, partition: PartitionId) -> Result<Arc<Replica>, Refusal> {
         let group = self.parts.cluster.read(|catalog| group_of(catalog, topic, partition))?;
         let found = self.replicas.read().get(&group).cloned();
+        let found = match found {
+            Some(Hosted::Partition(replica)) => Some(replica),
+            Some(Hosted::Shard(_)) => {
+                let message = format!("topic {topic} is the cluster's own: it holds consumer groups, no records");
+                return Err(Refusal::new(Reason::UnknownTopic, message));
+            }
+            None => None,
+        };
         found.ok_or_else(|| {
             let leader = self.parts.leaders.leader(group).map(|(node, _)| node).filter(|node| *node != self.node());
             let message = "this node has no replica of the partition (yet): ask its leader";

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use busbar_machine::catalog::{Command, Outcome, TopicConfig};
+use busbar_machine::catalog::{Command, Outcome, TopicConfig, TopicKind};
 use busbar_proto::{NodeId, PartitionId, Reason, Refusal, TopicId, TopicName, v1};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{broker::Broker, leaders::SILENCE_MAX};
-use crate::{partition::Replica, raft::group::Lag};
+use super::{broker::Broker, hosted::Hosted, leaders::SILENCE_MAX};
+use crate::raft::group::Lag;
 
 /// A replica counts as in sync when it is at most this many raft entries behind its leader.
 const IN_SYNC_ENTRIES: u64 = 1_024;
@@ -24,8 +24,8 @@ const LEADERS_WAIT: Duration = Duration::from_secs(10);
 type Key = (TopicId, u32);
 
 /// The states of replicas by partition, and which nodes answered.
-struct Gathered {
-    states: BTreeMap<Key, v1::ReplicaState>,
+pub(super) struct Gathered {
+    pub(super) states: BTreeMap<Key, v1::ReplicaState>,
     answered: BTreeSet<NodeId>,
 }
 
@@ -36,7 +36,7 @@ impl Broker {
         local.iter().filter(|replica| topic.is_none_or(|id| replica.topic() == id)).map(|r| self.state(r)).collect()
     }
 
-    fn state(&self, replica: &Replica) -> v1::ReplicaState {
+    fn state(&self, replica: &Hosted) -> v1::ReplicaState {
         let now = self.clock().now();
         let leadership = replica.group().leadership();
         // A new leader counts once it knows what is committed: before, its high watermark may be an old one.
@@ -63,7 +63,7 @@ impl Broker {
     }
 
     /// Asks every node for its replicas and keeps, for each partition, what the newest leader says.
-    async fn gather(&self, topic: Option<TopicId>) -> Gathered {
+    pub(super) async fn gather(&self, topic: Option<TopicId>) -> Gathered {
         let topic_id = topic.map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default();
         let others: Vec<(NodeId, String)> = self.cluster().read(|catalog| {
             let others = catalog.nodes().filter(|node| node.id != self.node());
@@ -137,7 +137,11 @@ impl Broker {
     /// Every topic.
     pub fn list_topics(&self) -> v1::ListTopicsResponse {
         self.cluster().read(|catalog| v1::ListTopicsResponse {
-            topics: catalog.topics().map(|topic| self.topic(catalog, topic)).collect(),
+            topics: catalog
+                .topics()
+                .filter(|topic| topic.kind == TopicKind::Records)
+                .map(|topic| self.topic(catalog, topic))
+                .collect(),
         })
     }
 
@@ -163,7 +167,7 @@ impl Broker {
         }
     }
 
-    fn unreachable_nodes(&self) -> Vec<NodeId> {
+    pub(super) fn unreachable_nodes(&self) -> Vec<NodeId> {
         let now = self.clock().now();
         let is_silent = |node: &NodeId| *node != self.node() && self.leaders().is_silent(*node, now);
         self.cluster().read(|catalog| catalog.nodes().map(|node| node.id).filter(is_silent).collect())

@@ -3,19 +3,23 @@
 
 use std::collections::BTreeSet;
 
-use busbar_machine::catalog::{Catalog, Topic};
+use busbar_machine::catalog::{Catalog, Topic, TopicKind};
 use busbar_proto::v1;
 use bytes::Bytes;
 
 use super::broker::Broker;
 
 impl Broker {
-    /// The cluster as this node sees it. `topics` limits the answer; unknown names are left out.
+    /// The cluster as this node sees it. `topics` limits the answer; unknown names are left out, and so are
+    /// the cluster's own topics unless they are named.
     pub fn metadata(&self, topics: &[String]) -> v1::MetadataResponse {
         let wanted: BTreeSet<&str> = topics.iter().map(String::as_str).collect();
         let version = *self.leaders().watch().borrow();
         self.cluster().read(|catalog| {
-            let topics = catalog.topics().filter(|topic| wanted.is_empty() || wanted.contains(topic.name.as_str()));
+            let topics = catalog.topics().filter(|topic| match wanted.is_empty() {
+                true => topic.kind == TopicKind::Records,
+                false => wanted.contains(topic.name.as_str()),
+            });
             v1::MetadataResponse {
                 cluster: self.config().cluster.name.clone(),
                 version,

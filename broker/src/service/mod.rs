@@ -8,6 +8,8 @@
 //! | [`leaders`] | who leads what, gathered from all nodes |
 //! | [`reconcile`] | replicas on this node against the catalog |
 //! | [`rebuild`] | checkpoints from peers, where the own one is lost |
+//! | `hosted` | what this node hosts: partitions and shards of consumer groups alike |
+//! | [`groups`] | consumer groups: from any node to the shard that knows, members, coordination |
 //! | [`moves`] | partitions on their way to other nodes; preferred leaders |
 //! | [`upkeep`] | retention, checkpoints, catalog membership |
 //! | [`metadata`], [`describe`] | what clients are told |
@@ -16,6 +18,8 @@ pub mod broker;
 pub mod catalog_machine;
 pub mod cluster;
 pub mod describe;
+pub mod groups;
+mod hosted;
 pub mod leaders;
 pub mod metadata;
 pub mod moves;

@@ -12,8 +12,8 @@ use busbar_machine::catalog::Command;
 use busbar_proto::{GroupId, NodeId};
 use parking_lot::Mutex;
 
-use super::broker::Broker;
-use crate::{partition::Replica, raft::group::GroupError};
+use super::{broker::Broker, hosted::Hosted};
+use crate::raft::group::GroupError;
 
 const TICK: Duration = Duration::from_millis(300);
 /// Leaderships handed back in one tick: no storm after a failure.
@@ -63,7 +63,7 @@ impl Broker {
         })
     }
 
-    async fn advance_move(&self, replica: &Replica, step: Move) -> Result<(), GroupError> {
+    async fn advance_move(&self, replica: &Hosted, step: Move) -> Result<(), GroupError> {
         let group = replica.group();
         let target: BTreeSet<NodeId> = step.to.iter().copied().collect();
         let (voters, learners) = group.members();
@@ -128,7 +128,7 @@ impl Broker {
     }
 
     /// Gives every leadership to the replica that is least behind; before a stop. Waits shortly for the new leaders.
-    pub(super) async fn give_leadership_away(&self, replicas: &[Arc<Replica>]) {
+    pub(super) async fn give_leadership_away(&self, replicas: &[Hosted]) {
         let mut given = Vec::new();
         for replica in replicas.iter().filter(|replica| replica.group().leadership().is_self) {
             let lags = replica.group().lags();

@@ -12,13 +12,15 @@ use std::{
 };
 
 use busbar_machine::{
-    catalog::{Durability, TopicConfig},
+    catalog::{Durability, TopicConfig, TopicKind},
+    group::GroupShard,
     partition::PartitionMachine,
 };
 use busbar_proto::{GroupId, NodeId, PartitionId, TopicId};
 
-use super::{broker::Broker, rebuild};
+use super::{broker::Broker, hosted::Hosted, rebuild};
 use crate::{
+    groups::{Shard, ShardOptions},
     partition::{Replica, ReplicaOptions},
     raft::{Group, GroupOptions, group::GroupError, rebuild::Stored},
 };
@@ -37,6 +39,7 @@ struct Wanted {
     group: GroupId,
     topic: TopicId,
     partition: PartitionId,
+    kind: TopicKind,
     config: TopicConfig,
     replicas: Vec<NodeId>,
     /// The group is new: whoever is in `replicas` may found it.
@@ -70,11 +73,7 @@ impl Broker {
         for want in wanted.values() {
             let known = self.replicas.read().get(&want.group).cloned();
             match known {
-                Some(replica) => {
-                    if replica.config() != want.config {
-                        replica.reconfigure(want.config);
-                    }
-                }
+                Some(replica) => replica.reconfigure(want.config),
                 None => match self.open_replica(want).await {
                     Ok(()) => self.leaders().bump(),
                     Err(error) => {
@@ -97,6 +96,7 @@ impl Broker {
                         group: partition.group,
                         topic: partition.topic,
                         partition: partition.partition,
+                        kind: topic.kind,
                         config: topic.config,
                         founding: partition.move_id == 0 && partition.replicas.contains(&node),
                         replicas: partition.replicas.clone(),
@@ -141,18 +141,30 @@ impl Broker {
             tasks: tasks.clone(),
             lazy: want.config.durability == Durability::Replicated,
         };
-        let group = Group::start(options, PartitionMachine::new()).await?;
-        let replica = Replica::start(ReplicaOptions {
-            topic: want.topic,
-            partition: want.partition,
-            group,
-            config: want.config,
-            engine: self.parts.engine.clone(),
-            clock: self.clock().clone(),
-            tasks: tasks.clone(),
-            node_budget: self.node_budget.clone(),
-            partition_bytes: self.config().limits.partition_in_flight_bytes.as_usize(),
-        });
+        let replica = match want.kind {
+            TopicKind::Records => Hosted::Partition(Replica::start(ReplicaOptions {
+                topic: want.topic,
+                partition: want.partition,
+                group: Group::start(options, PartitionMachine::new()).await?,
+                config: want.config,
+                engine: self.parts.engine.clone(),
+                clock: self.clock().clone(),
+                tasks: tasks.clone(),
+                node_budget: self.node_budget.clone(),
+                partition_bytes: self.config().limits.partition_in_flight_bytes.as_usize(),
+            })),
+            TopicKind::Groups => {
+                let shard = Shard::new(ShardOptions {
+                    topic: want.topic,
+                    partition: want.partition,
+                    group: Group::start(options, GroupShard::new()).await?,
+                    clock: self.clock().clone(),
+                    tasks: tasks.clone(),
+                });
+                tasks.spawn("coordinate groups", self.clone().coordinate(shard.clone()));
+                Hosted::Shard(shard)
+            }
+        };
         self.replicas.write().insert(want.group, replica.clone());
         if want.founding {
             let (voters, first) = (want.replicas.clone(), want.replicas.first() == Some(&self.node()));
@@ -163,7 +175,7 @@ impl Broker {
     }
 
     /// Tells watchers at once when a replica's leader changes.
-    async fn follow_leader(self: Arc<Self>, replica: Arc<Replica>) {
+    async fn follow_leader(self: Arc<Self>, replica: Hosted) {
         let mut watch = replica.group().watch_leadership();
         let mut seen = watch.current();
         while watch.changed().await {
@@ -218,7 +230,7 @@ impl Broker {
 
 /// Founds a new group: the preferred leader at once, the others when it has not done so in time. All of them write the
 /// same first entry, so it does not matter who was first or whether several were.
-async fn found(replica: Arc<Replica>, voters: Vec<NodeId>, first: bool) {
+async fn found(replica: Hosted, voters: Vec<NodeId>, first: bool) {
     let group = replica.group();
     if !first {
         let mut leadership = group.watch_leadership();

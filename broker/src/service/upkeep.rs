@@ -16,7 +16,7 @@ use busbar_proto::{
     peer::{Leaders as LeaderReport, frame::Body, leaders::Led},
 };
 
-use super::broker::Broker;
+use super::{broker::Broker, hosted::Hosted};
 use crate::{partition::Replica, raft::network::link::Lane};
 
 const REPORT_EVERY: Duration = Duration::from_millis(1000);
@@ -102,7 +102,11 @@ impl Broker {
         loop {
             tokio::time::sleep(every).await;
             for replica in self.local() {
-                if let Err(error) = self.trim(&replica).await {
+                let trimmed = match &replica {
+                    Hosted::Partition(replica) => self.trim(replica).await,
+                    Hosted::Shard(shard) => shard.trim().await.map_err(|error| error.to_string()),
+                };
+                if let Err(error) = trimmed {
                     tracing::warn!(group = %replica.group_id(), error, "retention is held up");
                 }
             }

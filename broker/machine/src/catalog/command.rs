@@ -43,6 +43,15 @@ pub enum Command {
         /// Nodes that the proposer could not reach lately: they get no replica.
         unreachable: Vec<NodeId>,
     },
+    /// Makes the shards of consumer groups, unless they are there: the first one counts.
+    CreateGroupShards {
+        /// Random, drawn by the proposer.
+        id: TopicId,
+        /// How many.
+        shards: u32,
+        /// Nodes that the proposer could not reach lately: they get no replica, if there are three without them.
+        unreachable: Vec<NodeId>,
+    },
     /// Deletes a topic and its records.
     DeleteTopic {
         /// Its name.

@@ -55,6 +55,28 @@ pub struct Node {
     pub draining: bool,
 }
 
+/// The reserved topic whose partitions are the shards of consumer groups.
+pub const GROUPS_TOPIC: &str = "__groups";
+/// Names that begin with this are the cluster's own.
+pub const RESERVED_PREFIX: &str = "__";
+
+/// What a topic's partitions hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TopicKind {
+    /// Records that clients publish.
+    #[default]
+    Records,
+    /// Consumer groups: the topic is the cluster's own and hidden from clients.
+    Groups,
+}
+
+impl TopicKind {
+    fn is_records(&self) -> bool {
+        *self == Self::Records
+    }
+}
+
 /// A topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
@@ -62,6 +84,8 @@ pub struct Topic {
     pub id: TopicId,
     /// Its name, unique among the topics there are.
     pub name: TopicName,
+    /// What it holds.
+    pub kind: TopicKind,
     /// How it is kept.
     pub config: TopicConfig,
     /// The raft groups of its partitions, from partition 0; never empty.
@@ -153,6 +177,9 @@ impl Catalog {
             Command::CreateTopic { name, id, partitions, config, unreachable } => {
                 self.create_topic(&name, id, partitions, config, &unreachable)
             }
+            Command::CreateGroupShards { id, shards, unreachable } => {
+                self.create_group_shards(id, shards, &unreachable)
+            }
             Command::DeleteTopic { name } => self.delete_topic(&name),
             Command::MovePartition { topic, partition, to } => self.move_partition(&topic, partition, to),
             Command::FinishMove { group, move_id, replicas } => self.finish_move(group, move_id, &replicas),
@@ -193,7 +220,7 @@ impl Catalog {
         self.removed_nodes.contains(&id)
     }
 
-    /// Every topic, by name.
+    /// Every topic, by name; the cluster's own too.
     pub fn topics(&self) -> impl Iterator<Item = &Topic> {
         self.topic_ids.values().filter_map(|id| self.topics.get(id))
     }
@@ -202,6 +229,11 @@ impl Catalog {
     pub fn topic_by_name(&self, name: &str) -> Option<&Topic> {
         let name = name.parse::<TopicName>().ok()?;
         self.topic_by_id(*self.topic_ids.get(&name)?)
+    }
+
+    /// The topic whose partitions are the shards of consumer groups, once there is one.
+    pub fn groups_topic(&self) -> Option<&Topic> {
+        self.topic_by_name(GROUPS_TOPIC).filter(|topic| topic.kind == TopicKind::Groups)
     }
 
     /// The topic of that id.

@@ -2,13 +2,14 @@
 
 use busbar_proto::{PartitionId, Reason, Refusal};
 
-use super::{Catalog, Partition, Topic, refusal};
+use super::{Catalog, Partition, Topic, TopicKind, refusal};
 
 impl Catalog {
     /// The name of the topic that was probably meant: at most a third of the characters differ.
     pub fn closest_topic_name(&self, name: &str) -> Option<&str> {
         let differences_max = (name.chars().count() / 3).max(1);
-        let near = self.topic_ids.keys().map(|known| known.as_str()).filter(|known| {
+        let names = self.topics().filter(|topic| topic.kind == TopicKind::Records).map(|topic| topic.name.as_str());
+        let near = names.filter(|known| {
             // Cheap to see: the difference in length alone is too much.
             known.len().abs_diff(name.len()) <= differences_max * 4
         });
@@ -41,6 +42,15 @@ impl Catalog {
     /// [`Reason::UnknownTopic`].
     pub fn require_topic(&self, name: &str) -> Result<&Topic, Refusal> {
         self.topic_by_name(name).ok_or_else(|| self.unknown_topic(name))
+    }
+
+    /// The same for a topic that holds records: the cluster's own are none that a client may use.
+    ///
+    /// # Errors
+    /// [`Reason::UnknownTopic`].
+    pub fn require_records_topic(&self, name: &str) -> Result<&Topic, Refusal> {
+        let found = self.topic_by_name(name).filter(|topic| topic.kind == TopicKind::Records);
+        found.ok_or_else(|| self.unknown_topic(name))
     }
 
     /// `topic/partition`, for messages.

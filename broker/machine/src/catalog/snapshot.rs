@@ -11,7 +11,7 @@ use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, TopicId, TopicName}
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Catalog, Identity, Node, Partition, Topic, TopicConfig};
+use super::{Catalog, Identity, Node, Partition, Topic, TopicConfig, TopicKind};
 use crate::codec::DecodeError;
 
 const WHAT: &str = "a catalog snapshot";
@@ -73,6 +73,8 @@ struct Snapshot {
 struct TopicEntry {
     id: TopicId,
     name: TopicName,
+    #[serde(default, skip_serializing_if = "TopicKind::is_records")]
+    kind: TopicKind,
     config: TopicConfig,
 }
 
@@ -89,7 +91,12 @@ impl Catalog {
             nodes: self.nodes.values().cloned().collect(),
             removed_nodes: self.removed_nodes.iter().copied().collect(),
             topics: topics
-                .map(|topic| TopicEntry { id: topic.id, name: topic.name.clone(), config: topic.config })
+                .map(|topic| TopicEntry {
+                    id: topic.id,
+                    name: topic.name.clone(),
+                    kind: topic.kind,
+                    config: topic.config,
+                })
                 .collect(),
             partitions: self.partitions.values().cloned().collect(),
         })
@@ -120,10 +127,10 @@ impl Catalog {
             let is_new = !catalog.nodes.contains_key(&node) && catalog.removed_nodes.insert(node);
             ensure(is_new && node < catalog.next_node_id, "removed node", node)?;
         }
-        for TopicEntry { id, name, config } in snapshot.topics {
+        for TopicEntry { id, name, kind, config } in snapshot.topics {
             ensure(catalog.topic_ids.insert(name.clone(), id).is_none(), "topic name", &name)?;
             ensure(config.replicas > 0 && config.validate().is_ok(), "configuration of topic", &name)?;
-            let before = catalog.topics.insert(id, Topic { id, name, config, partitions: Vec::new() });
+            let before = catalog.topics.insert(id, Topic { id, name, kind, config, partitions: Vec::new() });
             ensure(before.is_none(), "topic id", id)?;
         }
         for partition in snapshot.partitions {

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use busbar_proto::{GroupId, NodeId, PartitionId, Reason, Refusal, TopicId, TopicName, limits};
 
-use super::{Catalog, Outcome, PARTITIONS_MAX, Partition, Topic, TopicConfig, placement::Load, refusal};
+use super::{
+    Catalog, GROUPS_TOPIC, Outcome, PARTITIONS_MAX, Partition, RESERVED_PREFIX, Topic, TopicConfig, TopicKind,
+    placement::Load, refusal,
+};
 
 /// Replicas of a topic that does not say how many, where there are nodes enough.
 const REPLICAS_DEFAULT: usize = 3;
@@ -20,6 +23,7 @@ impl Catalog {
     ) -> Result<Outcome, Refusal> {
         let name: TopicName =
             name.parse().map_err(|error| refusal(Reason::InvalidName, format!("topic name refused: {error}")))?;
+        check_free_for_users(&name)?;
         if let Some(&known) = self.topic_ids.get(&name) {
             return match known == id {
                 true => Ok(Outcome::TopicCreated { id }),
@@ -34,6 +38,7 @@ impl Catalog {
             Topic {
                 id,
                 name,
+                kind: TopicKind::Records,
                 config: TopicConfig { replicas: replicas.try_into().unwrap_or(limits::REPLICAS_MAX), ..config },
                 partitions: Vec::new(),
             },
@@ -45,8 +50,45 @@ impl Catalog {
         Ok(Outcome::TopicCreated { id })
     }
 
+    /// Repeating it changes nothing: the shards that are there stay as they are.
+    pub(super) fn create_group_shards(
+        &mut self,
+        id: TopicId,
+        shards: u32,
+        unreachable: &[NodeId],
+    ) -> Result<Outcome, Refusal> {
+        if let Some(known) = self.groups_topic() {
+            return Ok(Outcome::TopicCreated { id: known.id });
+        }
+        let name: TopicName = GROUPS_TOPIC
+            .parse()
+            .map_err(|error| refusal(Reason::InvalidName, format!("topic name refused: {error}")))?;
+        if self.topic_ids.contains_key(&name) {
+            let message = format!("topic '{name}' was made by a user, and the cluster needs the name: delete it");
+            return Err(refusal(Reason::TopicExists, message));
+        }
+        self.check_room(&name, id, shards)?;
+        // The shards live as long as the cluster: a node that is down for a moment is better than a replica less.
+        let mut eligible = self.eligible_nodes(unreachable);
+        if eligible.len() < REPLICAS_DEFAULT {
+            eligible = self.eligible_nodes(&[]);
+        }
+        let replicas = self.replicas_of(&name, &TopicConfig::default(), &eligible, &[])?;
+        let config =
+            TopicConfig { replicas: replicas.try_into().unwrap_or(limits::REPLICAS_MAX), ..Default::default() };
+        let topic = Topic { id, name, kind: TopicKind::Groups, config, partitions: Vec::new() };
+        self.place_topic(topic, shards, replicas, eligible);
+        self.version += 1;
+        Ok(Outcome::TopicCreated { id })
+    }
+
     pub(super) fn delete_topic(&mut self, name: &str) -> Result<Outcome, Refusal> {
-        let id = self.require_topic(name)?.id;
+        let topic = self.require_topic(name)?;
+        if topic.kind != TopicKind::Records {
+            let message = format!("topic '{name}' is the cluster's own: it holds the consumer groups, and stays");
+            return Err(refusal(Reason::InvalidName, message));
+        }
+        let id = topic.id;
         if let Some(topic) = self.topics.remove(&id) {
             self.topic_ids.remove(&topic.name);
             for group in &topic.partitions {
@@ -117,5 +159,16 @@ impl Catalog {
         }
         self.topic_ids.insert(topic.name.clone(), topic.id);
         self.topics.insert(topic.id, topic);
+    }
+}
+
+fn check_free_for_users(name: &TopicName) -> Result<(), Refusal> {
+    match name.as_str().starts_with(RESERVED_PREFIX) {
+        false => Ok(()),
+        true => {
+            let message =
+                format!("topic name '{name}' refused: names that begin with {RESERVED_PREFIX} are the cluster's own");
+            Err(refusal(Reason::InvalidName, message))
+        }
     }
 }

@@ -5,6 +5,7 @@ mod catalog_model;
 mod catalog_rules;
 mod catalog_trace;
 mod golden;
+mod group_model;
 mod partition_codec;
 mod partition_model;
 mod partition_rules;

@@ -2,6 +2,7 @@
 
 mod admin;
 mod data;
+mod groups;
 mod publish;
 mod subscribe;
 
@@ -9,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use busbar_proto::{
     limits,
-    v1::{admin_server::AdminServer, broker_server::BrokerServer},
+    v1::{admin_server::AdminServer, broker_server::BrokerServer, groups_server::GroupsServer},
 };
 use tokio::net::TcpListener;
 use tonic::transport::{Server, server::Router};
@@ -52,10 +53,19 @@ pub fn serve_clients(listener: TcpListener, broker: Arc<Broker>, caps: Caps, tas
     let data = BrokerServer::new(data::DataService::new(broker.clone()))
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let groups = GroupsServer::new(groups::GroupsService::new(broker.clone()))
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
     let admin = AdminServer::new(admin::AdminService::new(broker))
         .max_decoding_message_size(1 << 20)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-    run("client listener", listener, server(caps).add_service(data).add_service(admin), caps, tasks);
+    run(
+        "client listener",
+        listener,
+        server(caps).add_service(data).add_service(groups).add_service(admin),
+        caps,
+        tasks,
+    );
 }
 
 /// Serves the other nodes until the tasks are cancelled.

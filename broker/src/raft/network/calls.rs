@@ -8,7 +8,11 @@ use busbar_proto::{
     peer::{
         Checkpoint, FetchCheckpointRequest, ForwardCommandRequest, JoinRequest, JoinResponse, peer_client::PeerClient,
     },
-    v1::{DescribeReplicasRequest, DescribeReplicasResponse, admin_client::AdminClient},
+    v1::{
+        DeleteGroupRequest, DescribeGroupRequest, DescribeGroupResponse, DescribeReplicasRequest,
+        DescribeReplicasResponse, ListGroupsRequest, ListGroupsResponse, ResetGroupRequest, admin_client::AdminClient,
+        groups_client::GroupsClient,
+    },
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -92,5 +96,41 @@ impl Calls {
             Ok(Err(status)) => Err(refusal(address, &status)),
             Err(_) => Err(Refusal::new(Reason::NoLeader, format!("the node at {address} did not answer in time"))),
         }
+    }
+
+    fn groups(&self, address: &str) -> Result<GroupsClient<Channel>, Refusal> {
+        let client = GroupsClient::new(self.channel(address)?);
+        Ok(client
+            .max_decoding_message_size(busbar_proto::limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(busbar_proto::limits::MESSAGE_BYTES_MAX))
+    }
+
+    /// The consumer groups of the shards that the node at this client address leads.
+    pub async fn list_groups(&self, address: &str, limit: Duration) -> Result<ListGroupsResponse, Refusal> {
+        let mut request = tonic::Request::new(ListGroupsRequest { direct: true });
+        request.set_timeout(limit);
+        let mut client = self.groups(address)?;
+        match tokio::time::timeout(limit, client.list_groups(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| refusal(address, &status)),
+            Err(_) => Err(Refusal::new(Reason::NoLeader, format!("the node at {address} did not answer in time"))),
+        }
+    }
+
+    /// A consumer group, from the node at this client address, which must lead its shard.
+    pub async fn describe_group(&self, address: &str, group: String) -> Result<DescribeGroupResponse, Refusal> {
+        let answer = self.groups(address)?.describe_group(DescribeGroupRequest { group, direct: true }).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| refusal(address, &status))
+    }
+
+    /// Sets a consumer group's offsets at the node at this client address, which must lead its shard.
+    pub async fn reset_group(&self, address: &str, request: ResetGroupRequest) -> Result<(), Refusal> {
+        let answer = self.groups(address)?.reset_group(ResetGroupRequest { direct: true, ..request }).await;
+        answer.map(drop).map_err(|status| refusal(address, &status))
+    }
+
+    /// Deletes a consumer group at the node at this client address, which must lead its shard.
+    pub async fn delete_group(&self, address: &str, group: String) -> Result<(), Refusal> {
+        let answer = self.groups(address)?.delete_group(DeleteGroupRequest { group, direct: true }).await;
+        answer.map(drop).map_err(|status| refusal(address, &status))
     }
 }
