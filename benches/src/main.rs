@@ -1,11 +1,12 @@
 //! `busbar-bench`, Busbar's load tool. This file parses, runs and prints; `load` does the work.
 
+mod chaos;
 mod load;
 
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{Parser, Subcommand};
 
 use crate::load::{
     options::{Options, Output},
@@ -18,9 +19,36 @@ use crate::load::{
 /// brokers.
 const THREADS: usize = 2;
 
+/// Busbar's load tool: publishes at full load or at a constant rate, reads everything back, checks that each
+/// acknowledged record arrives once and in order, and prints rates and latencies.
+#[derive(Parser)]
+#[command(
+    name = "busbar-bench",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Exit codes: 0 done; 1 failed, or a record was lost, doubled \
+    or out of order; 2 usage.\nEvery option and figure: docs/BENCH.md"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    load: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A consumer group at work while brokers are killed, or while members come and go
+    Chaos(chaos::Options),
+}
+
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match measure(&options).and_then(|report| conclude(&report, options.output)) {
+    let Cli { command, load } = Cli::parse();
+    let outcome = match command {
+        None => measure(&load).and_then(|report| conclude(&report, load.output)),
+        Some(Command::Chaos(options)) => provoke(&options),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("busbar-bench: {}", told(&error));
@@ -38,12 +66,20 @@ fn told(error: &anyhow::Error) -> String {
     })
 }
 
-fn measure(options: &Options) -> anyhow::Result<Report> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
         .build()
-        .context("start the tool's threads; raise the limit on processes (ulimit -u)")?;
+        .context("start the tool's threads; raise the limit on processes (ulimit -u)")
+}
+
+fn show(results: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(results.as_bytes()).context("write the results to stdout")
+}
+
+fn measure(options: &Options) -> anyhow::Result<Report> {
+    let runtime = runtime()?;
     let output = options.output;
     let report = runtime.block_on(async {
         let target = Busbar::connect(options).await?;
@@ -52,6 +88,20 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     // Producers that never heard from the broker may still be waiting: they are not waited for.
     runtime.shutdown_background();
     report
+}
+
+fn provoke(options: &chaos::Options) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let output = options.output;
+    let report = runtime.block_on(chaos::run(options, &mut |line| print(output, line)));
+    runtime.shutdown_background();
+    let report = report?;
+    let results = match output {
+        Output::Text => report.text(),
+        Output::Json => report.json().context("write the results as JSON")? + "\n",
+    };
+    show(&results)?;
+    report.failure().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }
 
 /// Progress: with the results for people, apart from them for programs.
@@ -69,6 +119,6 @@ fn conclude(report: &Report, output: Output) -> anyhow::Result<()> {
         Output::Text => report.text(),
         Output::Json => report.json().context("write the results as JSON")? + "\n",
     };
-    std::io::stdout().write_all(results.as_bytes()).context("write the results to stdout")?;
+    show(&results)?;
     report.failure().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }
