@@ -109,7 +109,7 @@ impl Default for TopicOptions {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Admin {
-    cluster: Arc<Cluster>,
+    pub(crate) cluster: Arc<Cluster>,
 }
 
 /// Makes a method that sends one request to any node.

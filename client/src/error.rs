@@ -149,6 +149,12 @@ pub enum SendError {
     /// The producer is closed.
     #[error("the producer is closed")]
     Closed,
+    /// Another instance of this producer's name took over: this one is over.
+    #[error("this producer is fenced: {}", .refusal.message)]
+    Fenced {
+        /// How a broker said so.
+        refusal: Refusal,
+    },
     /// The record fits no batch of the topic.
     #[error(
         "a record of {bytes} bytes is over the {limit} bytes (max_batch_bytes) that topic {topic:?} allows a batch: raise the topic's limit or send less"
@@ -220,6 +226,15 @@ pub enum DeliveryError {
         /// What was tried.
         report: DeliveryReport,
     },
+    /// Another instance of this producer's name took over before the record was stored: it is not stored, and this
+    /// producer is over.
+    #[error("not stored, as this producer is fenced: {}", .refusal.message)]
+    Fenced {
+        /// How a broker said so.
+        refusal: Refusal,
+        /// What was tried.
+        report: DeliveryReport,
+    },
     /// The topic was deleted, whether or not there is another of its name by now. If an attempt had stored the
     /// record, it went with the topic.
     #[error(
@@ -243,6 +258,7 @@ impl SendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Closed => "closed",
+            Self::Fenced { refusal } => refusal.reason.as_str(),
             Self::TooLarge { .. } => Reason::BatchTooLarge.as_str(),
             Self::UnknownPartition { .. } => Reason::UnknownPartition.as_str(),
             Self::TopicGone { .. } => Reason::UnknownTopic.as_str(),
@@ -254,7 +270,7 @@ impl DeliveryError {
     /// One word for what went wrong, for labels: the reason, `closed`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Rejected { refusal, .. } => refusal.reason.as_str(),
+            Self::Rejected { refusal, .. } | Self::Fenced { refusal, .. } => refusal.reason.as_str(),
             Self::Unknown { last, .. } => last.reason.as_str(),
             Self::TopicGone { .. } => Reason::UnknownTopic.as_str(),
             Self::Closed { .. } => "closed",
@@ -267,7 +283,7 @@ impl DeliveryError {
             Self::Rejected { refusal, .. } => {
                 refusal.reason.is_retryable() || refusal.reason == Reason::DeadlineExceeded
             }
-            Self::TopicGone { .. } => false,
+            Self::TopicGone { .. } | Self::Fenced { .. } => false,
             Self::Unknown { .. } | Self::Closed { .. } => true,
         }
     }
@@ -282,6 +298,7 @@ impl DeliveryError {
         match self {
             Self::Rejected { report, .. }
             | Self::Unknown { report, .. }
+            | Self::Fenced { report, .. }
             | Self::TopicGone { report }
             | Self::Closed { report } => report,
         }

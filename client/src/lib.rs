@@ -23,6 +23,7 @@
 //! | function | default | more |
 //! |---|---|---|
 //! | stored once, in order, whatever is sent again | on | [`Producer`] |
+//! | an identity that survives restarts, fenced | with a name | [`ProducerBuilder::name`] |
 //! | batching that adapts to the load | on, no waiting time | [`ProducerBuilder::linger`], [`ProducerBuilder::batch_bytes`] |
 //! | backpressure | 32 MiB, then `send` waits | [`ProducerBuilder::buffer_bytes`], [`Producer::try_send`] |
 //! | retries with backoff and jitter | for 30 s | [`ProducerBuilder::delivery_timeout`] |
@@ -50,6 +51,7 @@
 
 mod address;
 mod admin;
+mod admin_groups;
 mod alarm;
 mod breaker;
 mod budget;
@@ -89,8 +91,8 @@ pub use self::{
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     group::{DeadLetter, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
     producer::{
-        Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, NextStep, Producer, ProducerBuilder, ProducerStats,
-        Verdict,
+        Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, LastStored, NextStep, Producer, ProducerBuilder,
+        ProducerStats, Verdict,
     },
     record::Record,
     request::{

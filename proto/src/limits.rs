@@ -35,6 +35,12 @@ pub const TRACESTATE_BYTES_MAX: usize = 2 << 10;
 pub const BAGGAGE_BYTES_MAX: usize = 8 << 10;
 /// Bytes of one raft entry's payload in a journal or segment frame.
 pub const ENTRY_BYTES_MAX: usize = 12 << 20;
+/// Producers with a name that the cluster knows at one time.
+pub const NAMED_PRODUCERS_MAX: usize = 10_000;
+/// A name that was not claimed for this long may be given up for another, once there is no room; in milliseconds.
+pub const PRODUCER_NAME_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
+/// Producers that a partition fences without having records of their new epoch.
+pub const FENCES_PER_PARTITION_MAX: usize = NAMED_PRODUCERS_MAX;
 /// Frames that one append request between brokers carries at most, in bytes of payload (one entry may exceed it).
 pub const APPEND_BYTES_TARGET: usize = 1 << 20;
 /// Shards that consumer groups are spread over.

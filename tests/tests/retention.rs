@@ -183,7 +183,7 @@ async fn a_producer_is_known_after_its_records_are_gone() -> anyhow::Result<()> 
     client.admin().create_topic(TOPIC, options).await?;
     let (address, topic_id) = (cluster.node(1)?.address.clone(), wire::topic_id(&client, TOPIC).await?);
     let allocated =
-        wire::connect(&address).await?.allocate_producer(busbar_proto::v1::AllocateProducerRequest {}).await?;
+        wire::connect(&address).await?.allocate_producer(busbar_proto::v1::AllocateProducerRequest::default()).await?;
     let producer = allocated.into_inner().producer_id;
     let store = |sequence| {
         let batch = wire::batch_from(producer, sequence, &["a", "b"]);

@@ -10,6 +10,7 @@ mod connection;
 mod demo;
 mod dev;
 mod exec;
+mod group;
 mod health;
 mod output;
 mod publish;
@@ -55,6 +56,8 @@ enum Command {
     Request(request::Args),
     /// Answer requests with what a command prints
     Reply(reply::Args),
+    /// Consumer groups: list, describe, set offsets, delete
+    Group(group::Args),
     /// The state of the cluster, and moving things in it
     Cluster(cluster::Args),
     /// Exit 0 if a node answers
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Sub(args) => block_on(subscribe::run(args)),
         Command::Request(args) => block_on(request::run(args)),
         Command::Reply(args) => block_on(reply::run(args)),
+        Command::Group(args) => block_on(group::run(args)),
         Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),

@@ -5,10 +5,12 @@
 //!                                                                                      └▶ readers woken
 //! ```
 
+pub mod claims;
 pub mod machine;
 pub mod reader;
 pub mod replica;
 pub mod sequencer;
 
+pub use claims::Claims;
 pub use replica::{Replica, ReplicaOptions};
 pub use sequencer::{Publish, PublishResult, Stored};

@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
+    Claims,
     reader::{Reader, out_of_range},
     sequencer::{Publish, PublishResult, SequencerTask, no_leader, not_leader},
 };
@@ -43,6 +44,8 @@ pub struct ReplicaOptions {
     pub engine: LogEngine,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What the cluster knows of named producers.
+    pub claims: Arc<dyn Claims>,
     /// The replica's own tasks.
     pub tasks: Tasks,
     /// The node's budget of publish bytes under way.
@@ -67,11 +70,11 @@ pub struct Replica {
 impl Replica {
     /// Starts the sequencer over a started group.
     pub fn start(options: ReplicaOptions) -> Arc<Self> {
-        let ReplicaOptions { topic, partition, group, config, engine, clock, tasks, node_budget, partition_bytes } =
-            options;
+        let ReplicaOptions { topic, partition, group, config, engine, clock, claims, tasks, .. } = options;
+        let ReplicaOptions { node_budget, partition_bytes, .. } = options;
         let group = Arc::new(group);
         let (queue, publishes) = mpsc::channel(QUEUE_PUBLISHES);
-        let sequencer = SequencerTask { group: group.clone(), clock, publishes };
+        let sequencer = SequencerTask { group: group.clone(), clock, claims, publishes };
         tasks.spawn("sequencer", sequencer.run());
         let budget = Arc::new(Semaphore::new(partition_bytes));
         let config = RwLock::new(config);
@@ -150,11 +153,16 @@ impl Replica {
         }
     }
 
-    fn check(&self, batch: &[u8]) -> Result<batch::BatchHeader, Refusal> {
+    pub(super) fn check_disk(&self) -> Result<(), Refusal> {
         if self.engine.is_disk_low() {
             let message = "the disk is nearly full: publishes are refused until space is freed; reads go on";
             return Err(Refusal::new(Reason::DiskFull, message).retry_after(Duration::from_secs(1)));
         }
+        Ok(())
+    }
+
+    fn check(&self, batch: &[u8]) -> Result<batch::BatchHeader, Refusal> {
+        self.check_disk()?;
         let limit = self.config.read().max_batch_bytes as usize;
         if batch.len() > limit {
             let message = format!("a batch of {} bytes is over the topic's limit of {limit}", batch.len());

@@ -13,13 +13,14 @@ use std::{collections::VecDeque, sync::Arc};
 
 use busbar_machine::partition::{Admission, Applied as PartitionApplied, PartitionMachine, Sequencer};
 use busbar_proto::{
-    Offset, Reason, Refusal,
+    Offset, ProducerEpoch, Reason, Refusal,
     batch::{self, BatchHeader},
     limits,
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::Claims;
 use crate::{
     env::Clock,
     raft::{
@@ -84,6 +85,7 @@ enum Role {
 pub(crate) struct SequencerTask {
     pub(crate) group: Arc<Group<PartitionMachine>>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) claims: Arc<dyn Claims>,
     pub(crate) publishes: mpsc::Receiver<Publish>,
 }
 
@@ -168,7 +170,9 @@ impl SequencerTask {
                 carried = Some(publish);
                 break;
             }
-            if let Some(accepted) = admit(sequencer, publish, now_ms, in_flight, &mut waiters) {
+            let BatchHeader { producer_id, producer_epoch, .. } = publish.header;
+            let replaced_by = self.claims.replaced_by(producer_id, producer_epoch);
+            if let Some(accepted) = admit(sequencer, publish, (now_ms, replaced_by), in_flight, &mut waiters) {
                 body_bytes += bytes;
                 body.push(accepted);
             }
@@ -254,7 +258,7 @@ async fn settled(in_flight: &mut VecDeque<InFlight>) -> Result<(busbar_proto::Lo
 fn admit(
     sequencer: &mut Sequencer,
     publish: Publish,
-    now_ms: i64,
+    (now_ms, replaced_by): (i64, Option<ProducerEpoch>),
     in_flight: &mut VecDeque<InFlight>,
     waiters: &mut Vec<Waiter>,
 ) -> Option<(Offset, Bytes)> {
@@ -268,7 +272,7 @@ fn admit(
         answer,
         _permits: permits,
     };
-    match sequencer.admit(&header) {
+    match sequencer.admit_unless(&header, replaced_by) {
         Admission::Accept { base_offset } => {
             waiters.push(waiter(base_offset, false, answer));
             Some((base_offset, batch))
@@ -328,7 +332,7 @@ pub(crate) fn no_leader() -> Refusal {
         .retry_after(std::time::Duration::from_millis(50))
 }
 
-fn refusal(error: &ProposeError, now: Leadership) -> Refusal {
+pub(super) fn refusal(error: &ProposeError, now: Leadership) -> Refusal {
     match error {
         ProposeError::NotLeader { leader } => not_leader(Leadership { leader: leader.or(now.leader), ..now }),
         ProposeError::NoQuorum => no_leader(),

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use busbar_machine::catalog::{Catalog, Command, Outcome};
-use busbar_proto::{GroupId, NodeId, Offset, PartitionId, ProducerId, Reason, Refusal, TopicId};
+use busbar_machine::catalog::Catalog;
+use busbar_proto::{GroupId, NodeId, Offset, PartitionId, Reason, Refusal, TopicId};
 use busbar_storage::LogEngine;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -19,9 +19,6 @@ use crate::{
         network::{AddressBook, Identity, Links, calls::Calls},
     },
 };
-
-/// Producer ids taken from the catalog at a time.
-const PRODUCER_IDS_BLOCK: u32 = 1_000;
 
 /// What a broker is made of.
 pub struct BrokerOptions {
@@ -58,7 +55,7 @@ pub struct Broker {
     pub(super) parts: BrokerOptions,
     pub(super) replicas: RwLock<BTreeMap<GroupId, Hosted>>,
     pub(super) node_budget: Arc<Semaphore>,
-    producer_ids: Mutex<std::ops::Range<i64>>,
+    pub(super) producer_ids: Mutex<std::ops::Range<i64>>,
 }
 
 /// Where a subscription begins.
@@ -210,20 +207,6 @@ impl Broker {
             StartAt::Offset(offset) => offset,
         };
         Ok((replica.reader(offset)?, replica))
-    }
-
-    /// A producer id nobody else has.
-    pub async fn allocate_producer(&self) -> Result<ProducerId, Refusal> {
-        loop {
-            if let Some(id) = self.producer_ids.lock().next() {
-                return Ok(ProducerId::new(id));
-            }
-            let command = Command::AllocateProducerIds { count: PRODUCER_IDS_BLOCK };
-            if let Outcome::ProducerIds { start, count } = self.parts.cluster.submit(command).await? {
-                // Two callers may both have fetched a block: the one overwritten is simply never used.
-                *self.producer_ids.lock() = start.get()..start.get() + i64::from(count);
-            }
-        }
     }
 
     /// Stops every replica, giving leadership away first. Not cancel safe.

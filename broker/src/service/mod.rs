@@ -11,6 +11,7 @@
 //! | `hosted` | what this node hosts: partitions and shards of consumer groups alike |
 //! | [`groups`] | consumer groups: from any node to the shard that knows, members, coordination |
 //! | [`moves`] | partitions on their way to other nodes; preferred leaders |
+//! | [`producers`] | producer ids, names of producers, what is stored of one |
 //! | [`upkeep`] | retention, checkpoints, catalog membership |
 //! | [`metadata`], [`describe`] | what clients are told |
 
@@ -24,6 +25,7 @@ pub mod leaders;
 pub mod metadata;
 pub mod moves;
 pub mod peers;
+pub mod producers;
 pub mod rebuild;
 pub mod reconcile;
 pub mod upkeep;

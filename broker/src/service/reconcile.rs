@@ -18,7 +18,7 @@ use busbar_machine::{
 };
 use busbar_proto::{GroupId, NodeId, PartitionId, TopicId};
 
-use super::{broker::Broker, hosted::Hosted, rebuild};
+use super::{broker::Broker, hosted::Hosted, producers::CatalogClaims, rebuild};
 use crate::{
     groups::{Shard, ShardOptions},
     partition::{Replica, ReplicaOptions},
@@ -149,6 +149,7 @@ impl Broker {
                 config: want.config,
                 engine: self.parts.engine.clone(),
                 clock: self.clock().clone(),
+                claims: CatalogClaims::of(self.cluster()),
                 tasks: tasks.clone(),
                 node_budget: self.node_budget.clone(),
                 partition_bytes: self.config().limits.partition_in_flight_bytes.as_usize(),

@@ -80,7 +80,12 @@ impl Core {
             }
             Word::Fails(_) | Word::Nothing => {}
         }
+        let fenced = (refusal.reason == Reason::ProducerFenced && self.named.is_some()).then(|| refusal.clone());
         let finished = shard.refused(attempt, refusal, self.clock(now));
+        // Not for an attempt that was given up: under another epoch it may be as good as ever.
+        if let Some(refusal) = fenced.filter(|_| finished.is_some()) {
+            self.fence(refusal);
+        }
         self.pump(&mut shard, now);
         finished
     }

@@ -13,13 +13,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use busbar_proto::{NodeId, PartitionId, partition_of_key, v1};
+use busbar_proto::{NodeId, PartitionId, Refusal, partition_of_key, v1};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -32,6 +32,7 @@ use crate::{
     producer::{
         batcher::Times,
         destinations::{Destinations, Guards, Hold, Obstacle},
+        identity::Named,
         link::{Correlation, Link, Outgoing},
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
@@ -49,13 +50,14 @@ const DOUBT_AFTER: Duration = Duration::from_secs(1);
 const DOUBT_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bounds that the core itself applies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CoreOptions {
     pub(crate) in_flight_max: usize,
     pub(crate) buffer_bytes: usize,
     pub(crate) answer_timeout: Duration,
     pub(crate) batch_bytes: usize,
     pub(crate) guards: Guards,
+    pub(crate) named: Option<Named>,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,9 @@ pub(crate) struct Core {
     pub(super) identifying: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     pub(super) skewed: AtomicBool,
+    pub(super) named: Option<Named>,
+    /// Another instance has our name; how we were told.
+    pub(super) fenced: OnceLock<Refusal>,
     closed: AtomicBool,
     /// The topic is gone, and everything that was queued for it has been told.
     gone: AtomicBool,
@@ -107,6 +112,8 @@ impl Core {
             alarm: Alarm::new(cluster.env.now()),
             identifying: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
+            named: options.named.clone(),
+            fenced: OnceLock::new(),
             closed: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             cluster,
@@ -121,6 +128,10 @@ impl Core {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.get().is_some()
     }
 
     /// No record is taken from now on; calls of `send()` that wait for space end.
@@ -156,8 +167,8 @@ impl Core {
             shard = self.shard(partition).lock();
             self.sticky.may_begin(partition);
         }
-        if self.is_closed() {
-            return Err(SendError::Closed);
+        if self.is_closed() || self.is_fenced() {
+            return Err(self.closed());
         }
         if self.gone.load(Ordering::Acquire) {
             return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
@@ -223,6 +234,10 @@ impl Core {
     pub(super) fn pump(self: &Arc<Self>, shard: &mut Shard, now: Instant) {
         shard.follow(self.topic.view().route(shard.partition), now);
         shard.window.tick(now);
+        if self.is_fenced() {
+            self.end_fenced(shard, now);
+            return;
+        }
         shard.fill_window(now);
         while let Some((node, again)) = shard.destination(now) {
             if let Err(Hold { obstacle, until }) = self.destinations.admit(node, shard.breaker.as_mut(), again, now) {
@@ -250,6 +265,14 @@ impl Core {
         self.alarm.set(shard.window.sent_at().map(|sent| (sent + DOUBT_AFTER).max(now + DOUBT_AGAIN)));
         // A window that is closed now is opened by news, not by time: only the deadline matters then.
         self.alarm.set(shard.batcher.wake_at(if shard.window.may_admit() { shard.window.len() } else { usize::MAX }));
+    }
+
+    /// Nothing is sent; once nothing is under way, the upkeep tells the rest.
+    fn end_fenced(&self, shard: &Shard, now: Instant) {
+        if shard.window.sent_at().is_none() && !shard.is_empty() {
+            self.alarm.ring();
+        }
+        self.alarm.set(shard.window.wake_at(self.options.answer_timeout).map(|at| at.max(now + DOUBT_AGAIN)));
     }
 
     fn request(&self, correlation: Correlation, batch: bytes::Bytes, deadline: Instant) -> v1::PublishRequest {
@@ -315,6 +338,9 @@ impl Core {
             let overdue = {
                 let mut shard = shard.lock();
                 shard.expired(self.clock(now), &mut finished);
+                if let Some(refusal) = self.fenced.get().filter(|_| shard.window.sent_at().is_none()) {
+                    shard.abandon(&Ending::Fenced(refusal.clone()), self.clock(now), &mut finished);
+                }
                 self.pump(&mut shard, now);
                 if shard.window.overdue(now, DOUBT_AFTER).is_some() {
                     self.topic.doubt();
@@ -345,17 +371,17 @@ impl Core {
     fn give_up(&self) {
         // Before the round: a record that comes behind us is refused under its shard's lock.
         self.gone.store(true, Ordering::Release);
-        self.end(Ending::TopicGone);
+        self.end(&Ending::TopicGone);
     }
 
     /// Ends everything at once; what is unfinished is told so.
     pub(crate) fn abandon(&self) {
         self.refuse_records();
         self.tasks.stop();
-        self.end(Ending::Dropped);
+        self.end(&Ending::Dropped);
     }
 
-    fn end(&self, ending: Ending) {
+    fn end(&self, ending: &Ending) {
         let clock = self.clock(self.cluster.env.now());
         for shard in &self.shards {
             let mut finished = Vec::new();

@@ -29,17 +29,19 @@ mod window;
 
 use std::{future::IntoFuture, sync::Arc, time::Duration};
 
-use busbar_proto::{batch::Compression, limits};
+use busbar_proto::{PartitionId, TopicName, batch::Compression, limits};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use self::{
     batcher::BatcherOptions,
     core::{Core, CoreOptions},
     destinations::Guards,
+    identity::Named,
     shard::{Shard, ShardOptions},
 };
 pub use self::{
     destinations::BrokerStats,
+    identity::LastStored,
     report::{Attempt, DeliveryReport, NextStep, Verdict},
     stats::ProducerStats,
     ticket::{Delivered, Delivery},
@@ -62,6 +64,7 @@ const BUFFER_BYTES_MIN: usize = 64 << 10;
 /// The semaphore counts in 32 bits.
 const BUFFER_BYTES_MAX: usize = u32::MAX as usize;
 const BATCH_BYTES_MIN: usize = 1 << 10;
+const NAME_RULE: &str = "1 to 249 of a-z A-Z 0-9 . _ -, and neither \".\" nor \"..\"";
 /// Time for an answer before the stream is given up and opened anew.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -185,6 +188,40 @@ impl Producer {
         &self.handle.core.topic.name
     }
 
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.handle.core.named.as_ref().map(|named| &*named.name)
+    }
+
+    /// The last record that a partition has stored of this producer's name, by this instance or one before; `None`
+    /// when there is none, or none that is remembered (for a week). First, older instances are fenced in the
+    /// partition for good, so what they have under way can't change the answer any more.
+    ///
+    /// What a relay asks before its first `send`, so that it goes on where the last one was stopped: an instance
+    /// sends each partition's records in order and stops at the first that fails, so all up to this one are stored
+    /// and none after. To know which one it is, put a number of your own into a header and read the record.
+    ///
+    /// ```no_run
+    /// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use busbar_client::StartAt;
+    ///
+    /// let producer = client.producer("orders").name("relay-1").build().await?;
+    /// for partition in 0..producer.partitions() {
+    ///     let Some(last) = producer.last_stored(partition).await? else { continue };
+    ///     let consumer = client.consumer("orders").partitions([partition]).from(StartAt::Offset(last.offset));
+    ///     if let Some(record) = consumer.build().await?.next().await? {
+    ///         println!("partition {partition}: stored up to {:?}", record.header("outbox-id"));
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// This producer has no name; no such partition; `PRODUCER_FENCED`; nobody answers.
+    pub async fn last_stored(&self, partition: u32) -> Result<Option<LastStored>, ClientError> {
+        self.handle.core.last_stored(PartitionId::new(partition)).await
+    }
+
     /// How many partitions the topic has.
     pub fn partitions(&self) -> u32 {
         self.handle.core.partitions()
@@ -195,7 +232,7 @@ impl Producer {
         let buffer = &self.handle.core.buffer;
         match buffer.try_acquire_many(held_bytes) {
             Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
+            Err(TryAcquireError::Closed) => return Err(self.handle.core.closed()),
             Err(TryAcquireError::NoPermits) => self.wait_for_space(buffer, held_bytes).await?,
         }
         self.handle.core.enqueue(record, held_bytes as usize)
@@ -206,7 +243,7 @@ impl Producer {
         let held_bytes = self.held_bytes(record)?;
         match self.handle.core.buffer.try_acquire_many(held_bytes) {
             Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(SendError::Closed),
+            Err(TryAcquireError::Closed) => return Err(self.handle.core.closed()),
             Err(TryAcquireError::NoPermits) => return Ok(None),
         }
         self.handle.core.enqueue(record, held_bytes as usize).map(Some)
@@ -215,7 +252,7 @@ impl Producer {
     async fn wait_for_space(&self, buffer: &Semaphore, held_bytes: u32) -> Result<(), SendError> {
         let core = &self.handle.core;
         let begun = core.cluster.env.now();
-        let space = buffer.acquire_many(held_bytes).await.map_err(|_| SendError::Closed)?;
+        let space = buffer.acquire_many(held_bytes).await.map_err(|_| core.closed())?;
         space.forget();
         core.counters.waited(core.cluster.env.now() - begun);
         Ok(())
@@ -239,6 +276,7 @@ impl Producer {
 pub struct ProducerBuilder {
     cluster: Arc<Cluster>,
     topic: String,
+    name: Option<String>,
     linger: Duration,
     batch_bytes: usize,
     compression: Compression,
@@ -255,6 +293,7 @@ impl ProducerBuilder {
         Self {
             cluster,
             topic,
+            name: None,
             linger: Duration::ZERO,
             batch_bytes: 256 << 10,
             compression: Compression::None,
@@ -268,6 +307,15 @@ impl ProducerBuilder {
                 circuit_breaker: Some(CircuitBreaker::default()),
             },
         }
+    }
+
+    /// Names the producer: it keeps its identity across restarts, and **one instance at a time** may have the name.
+    /// `build` claims it; the instance that had it is fenced: its records come to [`DeliveryError::Fenced`] and
+    /// [`SendError::Fenced`], and it never claims the name again by itself. Rules as for topic names; any topic. See
+    /// [`Producer::last_stored`] for going on after a crash.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// How long a batch waits for company when nothing is in flight. Default 0: an idle producer sends at once, a
@@ -339,10 +387,11 @@ impl ProducerBuilder {
     /// Looks the topic up and starts the producer.
     ///
     /// # Errors
-    /// An option out of range; no such topic (the broker names the closest); nobody answers.
+    /// An option out of range; no such topic (the broker names the closest); a name that is none, or one too many;
+    /// nobody answers.
     pub async fn build(self) -> Result<Producer, ClientError> {
         self.check()?;
-        let Self { cluster, topic, linger, batch_bytes, compression, .. } = self;
+        let Self { cluster, topic, name, linger, batch_bytes, compression, .. } = self;
         let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, guards, .. } = self;
         let topic = TopicWatch::open(&cluster, &topic).await?;
         let batch_bytes_max = topic.view().batch_bytes_max;
@@ -354,11 +403,24 @@ impl ProducerBuilder {
             eager_batches,
             delivery_timeout,
         };
-        let options = CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, batch_bytes, guards };
+        let named = name.map(|name| Named::new(name, cluster.env.random()));
+        let identity = match &named {
+            Some(named) => Some(named.claim(&cluster, None).await?),
+            None => None,
+        };
+        let options =
+            CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, batch_bytes, guards, named };
         let name = topic.name.clone();
         let (circuit_breaker, now) = (guards.circuit_breaker, cluster.env.now());
-        let shard_options = ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, now };
-        let core = Core::new(cluster, topic, options, |partition| Shard::new(name.clone(), partition, shard_options));
+        let shard_options =
+            ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, named: identity.is_some(), now };
+        let core = Core::new(cluster, topic, options, |partition| {
+            let mut shard = Shard::new(name.clone(), partition, shard_options);
+            if let Some(identity) = identity {
+                shard.window.identify(identity);
+            }
+            shard
+        });
         core.tasks.spawn(Kind::ProducerUpkeep, core.clone().upkeep());
         Ok(Producer { handle: Arc::new(Handle { core, buffer_bytes, batch_bytes_max }) })
     }
@@ -374,6 +436,9 @@ impl ProducerBuilder {
         in_range("batch_bytes", self.batch_bytes, "1 KiB to 8 MiB", batch_range.contains(&self.batch_bytes))?;
         let buffer_range = BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX;
         in_range("buffer_bytes", self.buffer_bytes, "64 KiB to 4 GiB", buffer_range.contains(&self.buffer_bytes))?;
+        if let Some(name) = self.name.as_deref().filter(|name| name.parse::<TopicName>().is_err()) {
+            return Err(ClientError::InvalidOption { option: "name", found: format!("{name:?}"), rule: NAME_RULE });
+        }
         let written = matches!(self.compression, Compression::None | Compression::Lz4 | Compression::Zstd);
         match written {
             true => Ok(()),

@@ -30,6 +30,8 @@ const UNKNOWN_TOPIC_ATTEMPTS: u16 = 3;
 pub(crate) struct Shard {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: PartitionId,
+    /// Its producer has a name, so another instance may take over.
+    named: bool,
     pub(crate) batcher: Batcher,
     pub(crate) window: Window<SealedBatch>,
     /// The last known leader; kept while none is known.
@@ -59,21 +61,25 @@ pub(crate) struct Finished {
 }
 
 /// Why a producer gives up what it holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Ending {
     /// The application dropped it.
     Dropped,
     /// Its topic is gone.
     TopicGone,
+    /// Another instance has its name.
+    Fenced(Refusal),
 }
 
 impl Ending {
-    fn told(self, uncertain: bool, report: DeliveryReport) -> DeliveryError {
+    fn told(&self, uncertain: bool, report: DeliveryReport) -> DeliveryError {
         match self {
             Self::Dropped if uncertain => DeliveryError::Unknown { last: dropped(), report },
             Self::Dropped => DeliveryError::Closed { report },
             // Wherever it was stored is gone too.
             Self::TopicGone => DeliveryError::TopicGone { report },
+            Self::Fenced(refusal) if uncertain => DeliveryError::Unknown { last: refusal.clone(), report },
+            Self::Fenced(refusal) => DeliveryError::Fenced { refusal: refusal.clone(), report },
         }
     }
 }
@@ -92,15 +98,17 @@ pub(crate) struct ShardOptions {
     pub(crate) batching: BatcherOptions,
     pub(crate) in_flight_max: usize,
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
+    pub(crate) named: bool,
     pub(crate) now: Instant,
 }
 
 impl Shard {
     pub(crate) fn new(topic: Arc<str>, partition: PartitionId, options: ShardOptions) -> Self {
-        let ShardOptions { batching, in_flight_max, circuit_breaker, now } = options;
+        let ShardOptions { batching, in_flight_max, circuit_breaker, named, now } = options;
         Self {
             topic,
             partition,
+            named,
             batcher: Batcher::new(batching),
             window: Window::new(in_flight_max, BackoffPolicy::default()),
             leader: None,
@@ -188,7 +196,12 @@ impl Shard {
 
     /// Whether there is anything that an identity would help.
     pub(crate) fn wants_identity(&self) -> bool {
-        self.window.needs_identity() && !(self.batcher.is_empty() && self.window.len() == 0)
+        self.window.needs_identity() && !self.is_empty()
+    }
+
+    /// Whether nothing is unfinished.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batcher.is_empty() && self.window.len() == 0
     }
 
     pub(crate) fn acknowledged(
@@ -257,7 +270,7 @@ impl Shard {
     }
 
     /// Everything that is left, when the producer ends before it is delivered.
-    pub(crate) fn abandon(&mut self, ending: Ending, clock: Clock, finish: &mut Vec<Finished>) {
+    pub(crate) fn abandon(&mut self, ending: &Ending, clock: Clock, finish: &mut Vec<Finished>) {
         let flights: Vec<_> = self.window.drain().collect();
         for flight in flights {
             let uncertain = flight.is_uncertain();
@@ -282,6 +295,9 @@ impl Shard {
         let uncertain = flight.is_uncertain();
         self.finish(flight, clock, |report| match uncertain {
             true => DeliveryError::Unknown { last, report },
+            false if self.named && last.reason == Reason::ProducerFenced => {
+                DeliveryError::Fenced { refusal: last, report }
+            }
             false => DeliveryError::Rejected { refusal: last, report },
         })
     }

@@ -364,6 +364,11 @@ impl<B: Sealed> Window<B> {
         self.phase == Phase::Unidentified
     }
 
+    /// Who it was last, or is.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
     /// Starts over as another producer: what is left is numbered from 0, in order.
     pub(crate) fn identify(&mut self, identity: Identity) {
         assert!(self.needs_identity(), "an identity is changed only while nothing is under way");

@@ -9,6 +9,7 @@ mod fake;
 mod group_chaos;
 mod groups;
 mod guards;
+mod named;
 mod producer;
 mod requests;
 

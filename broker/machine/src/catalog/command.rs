@@ -3,7 +3,7 @@
 //! Both are JSON with a version: they are few and small, and a person can read them in a log. Invariant: a command of
 //! a version or with a field that this build doesn't know is an error, never half understood.
 
-use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, Reason, Refusal, TopicId};
+use busbar_proto::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, Reason, Refusal, TopicId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +92,18 @@ pub enum Command {
         /// How many.
         count: u32,
     },
+    /// Takes a producer's name for one instance, away from the one that had it.
+    ClaimProducer {
+        /// The name; checked when it is applied.
+        name: String,
+        /// What the instance drew. The same again is a repetition, not another instance; 0 is always another one.
+        instance: u64,
+        /// The instance has the name and needs an epoch after this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        renews: Option<ProducerEpoch>,
+        /// The proposer's clock, in milliseconds since the Unix epoch.
+        now_ms: i64,
+    },
 }
 
 /// What became of a command.
@@ -147,6 +159,13 @@ pub enum Outcome {
         start: ProducerId,
         /// How many.
         count: u32,
+    },
+    /// The name is the instance's.
+    ProducerClaimed {
+        /// The producer's id.
+        id: ProducerId,
+        /// The newest epoch that it may write under.
+        epoch: ProducerEpoch,
     },
     /// Nothing changed.
     Refused {

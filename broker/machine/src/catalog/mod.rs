@@ -13,6 +13,7 @@
 //! It records what should be. That replicas are where it says is the work of who watches it; [`Command::FinishMove`]
 //! tells it when a move is done.
 
+mod claims;
 mod command;
 mod config;
 mod moves;
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, Reason, Refusal, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 
+pub use claims::NamedProducer;
 pub use command::{Command, Outcome};
 pub use config::{Durability, MAX_BATCH_BYTES_MIN, TopicConfig};
 
@@ -136,6 +138,7 @@ pub struct Catalog {
     topics: BTreeMap<TopicId, Topic>,
     topic_ids: BTreeMap<TopicName, TopicId>,
     partitions: BTreeMap<GroupId, Partition>,
+    producers: claims::NamedProducers,
 }
 
 /// What tells this cluster from others.
@@ -166,6 +169,7 @@ impl Catalog {
             topics: BTreeMap::new(),
             topic_ids: BTreeMap::new(),
             partitions: BTreeMap::new(),
+            producers: claims::NamedProducers::default(),
         }
     }
 
@@ -186,6 +190,9 @@ impl Catalog {
             Command::DrainNode { node, unreachable } => self.drain_node(node, &unreachable),
             Command::RemoveNode { node } => self.remove_node(node),
             Command::AllocateProducerIds { count } => self.allocate_producer_ids(count),
+            Command::ClaimProducer { name, instance, renews, now_ms } => {
+                self.claim_producer(name, claims::Claim { instance, renews, now_ms })
+            }
         };
         result.unwrap_or_else(Outcome::from)
     }
@@ -282,11 +289,7 @@ impl Catalog {
             let message = format!("can't take {count} producer ids at once: ask for 1 to {PRODUCER_IDS_PER_BLOCK_MAX}");
             return Err(refusal(Reason::InvalidArgument, message));
         }
-        let start = self.next_producer_id;
-        let Some(next) = start.get().checked_add(count.into()) else {
-            return Err(refusal(Reason::LimitReached, "the cluster has no producer id left: start a new cluster"));
-        };
-        self.next_producer_id = ProducerId::new(next);
+        let start = claims::take_ids(&mut self.next_producer_id, count)?;
         self.version += 1;
         Ok(Outcome::ProducerIds { start, count })
     }

@@ -11,7 +11,7 @@ use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, TopicId, TopicName}
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Catalog, Identity, Node, Partition, Topic, TopicConfig, TopicKind};
+use super::{Catalog, Identity, NamedProducer, Node, Partition, Topic, TopicConfig, TopicKind, claims::NamedProducers};
 use crate::codec::DecodeError;
 
 const WHAT: &str = "a catalog snapshot";
@@ -66,6 +66,8 @@ struct Snapshot {
     removed_nodes: Vec<NodeId>,
     topics: Vec<TopicEntry>,
     partitions: Vec<Partition>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    named_producers: Vec<NamedProducer>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,6 +101,7 @@ impl Catalog {
                 })
                 .collect(),
             partitions: self.partitions.values().cloned().collect(),
+            named_producers: self.producers.iter().cloned().collect(),
         })
     }
 
@@ -119,6 +122,7 @@ impl Catalog {
             topics: BTreeMap::new(),
             topic_ids: BTreeMap::new(),
             partitions: BTreeMap::new(),
+            producers: NamedProducers::default(),
         };
         for node in snapshot.nodes {
             catalog.restore_node(node)?;
@@ -135,6 +139,10 @@ impl Catalog {
         }
         for partition in snapshot.partitions {
             catalog.restore_partition(partition)?;
+        }
+        for producer in snapshot.named_producers {
+            let (name, next_id) = (producer.name.clone(), catalog.next_producer_id);
+            ensure(catalog.producers.restore(producer, next_id), "named producer", name)?;
         }
         for topic in catalog.topics.values() {
             ensure(!topic.partitions.is_empty(), "topic without partitions", &topic.name)?;

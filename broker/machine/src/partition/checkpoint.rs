@@ -3,21 +3,26 @@
 //! ```text
 //! version u8 | has_applied u8 [term, index] | log_start | next_offset - log_start
 //! void count, count x index (each as the distance from the one before)
-//! producers_max, idle_ms_max | log_time_ms | producer count, count x producer | crc32 of all before, u32 big-endian
+//! producers_max, idle_ms_max | log_time_ms | producer count, count x producer
+//! version 2: fence count, count x fence | crc32 of all before, u32 big-endian
 //! producer = id (distance), epoch, epoch_records, log_time_ms - last_ms, recent count u8, first base_sequence,
 //!            count x (record_count, base_offset as the distance from the end of the one before)
+//! fence    = id (distance), epoch, since_ms - log_time_ms (signed)
 //! ```
+//! Without fences it is version 1, which is all that there was before fences were.
+//!
 //! `(index, next_offset)` relates the log to the offsets: the entry after `index` begins at `next_offset`.
 //!
 //! Invariant: what decodes obeys every invariant of the machine and encodes to the same bytes.
 
 use std::collections::BTreeSet;
 
-use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Sequence};
+use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Sequence, limits};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     entry::OFFSET_END_MAX,
+    fences::Fence,
     machine::PartitionMachine,
     producers::{Producer, ProducerLimits, ProducerTable, RECENT_BATCHES, StoredBatch},
 };
@@ -25,15 +30,19 @@ use crate::codec::{DecodeError, Reader, put_signed, put_unsigned};
 
 const WHAT: &str = "a partition checkpoint";
 const VERSION: u8 = 1;
+const VERSION_WITH_FENCES: u8 = 2;
 const CRC_BYTES: usize = 4;
 /// Five fields, the count and one batch of three fields.
 const PRODUCER_BYTES_MIN: usize = 8;
+/// Three fields.
+const FENCE_BYTES_MIN: usize = 3;
 
 impl PartitionMachine {
     /// Its whole state.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + 32 * self.producers.iter().len());
-        out.put_u8(VERSION);
+        let has_fences = self.producers.fences().len() > 0;
+        out.put_u8(if has_fences { VERSION_WITH_FENCES } else { VERSION });
         match self.applied {
             Some(LogPosition { term, index }) => {
                 out.put_u8(1);
@@ -51,6 +60,9 @@ impl PartitionMachine {
             before = index.get();
         }
         put_producers(&mut out, &self.producers);
+        if has_fences {
+            put_fences(&mut out, &self.producers);
+        }
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
         out.freeze()
@@ -68,14 +80,24 @@ impl PartitionMachine {
             return Err(DecodeError::Checksum { what: WHAT, found, computed });
         }
         let mut reader = Reader::new(WHAT, body);
-        reader.version(VERSION)?;
+        let has_fences = match reader.byte("version")? {
+            VERSION => false,
+            VERSION_WITH_FENCES => true,
+            found => {
+                let known = VERSION_WITH_FENCES.into();
+                return Err(DecodeError::UnknownVersion { what: WHAT, found: found.into(), known });
+            }
+        };
         let applied = read_applied(&mut reader)?;
         let log_start = reader.unsigned("log start")?;
         let records = reader.unsigned("next offset")?;
         let next_offset = log_start.checked_add(records).filter(|&end| end <= OFFSET_END_MAX);
         let next_offset = Offset::new(next_offset.ok_or_else(|| reader.invalid("next offset", records))?);
         let voids = read_voids(&mut reader, applied)?;
-        let producers = read_producers(&mut reader, next_offset)?;
+        let mut producers = read_producers(&mut reader, next_offset)?;
+        if has_fences {
+            read_fences(&mut reader, &mut producers)?;
+        }
         reader.finish()?;
         Ok(Self { applied, log_start: Offset::new(log_start), next_offset, voids, producers })
     }
@@ -131,6 +153,50 @@ fn put_producers(out: &mut BytesMut, table: &ProducerTable) {
     }
 }
 
+fn put_fences(out: &mut BytesMut, table: &ProducerTable) {
+    put_unsigned(out, table.fences().len() as u64);
+    let mut before = 0;
+    for (id, fence) in table.fences() {
+        put_unsigned(out, (id.get() - before) as u64);
+        before = id.get();
+        put_unsigned(out, fence.epoch.get() as u64);
+        put_signed(out, fence.since_ms.wrapping_sub(table.log_time_ms()));
+    }
+}
+
+fn read_fences(reader: &mut Reader<'_>, table: &mut ProducerTable) -> Result<(), DecodeError> {
+    let count = reader.count("fence count", FENCE_BYTES_MIN)?;
+    if !(1..=limits::FENCES_PER_PARTITION_MAX).contains(&count) {
+        return Err(reader.invalid("fence count", count));
+    }
+    let mut before = 0_i64;
+    for _ in 0..count {
+        let id = read_id(reader, before)?;
+        before = id;
+        let epoch = read_epoch(reader)?;
+        let since_ms = table.log_time_ms().wrapping_add(reader.signed("fence's time")?);
+        if !table.restore_fence(ProducerId::new(id), Fence { epoch, since_ms }) {
+            return Err(reader.invalid("fence", format_args!("of producer {id}, twice or behind what it wrote")));
+        }
+    }
+    Ok(())
+}
+
+/// Ids are written as the distance from the one before.
+fn read_id(reader: &mut Reader<'_>, before: i64) -> Result<i64, DecodeError> {
+    let distance = reader.unsigned("producer id")?;
+    let id = i64::try_from(distance).ok().and_then(|distance| before.checked_add(distance));
+    id.ok_or_else(|| reader.invalid("producer id", distance))
+}
+
+fn read_epoch(reader: &mut Reader<'_>) -> Result<ProducerEpoch, DecodeError> {
+    let epoch = ProducerEpoch::new(reader.narrow("producer epoch")?);
+    match epoch.get() >= 0 {
+        true => Ok(epoch),
+        false => Err(reader.invalid("producer epoch", epoch)),
+    }
+}
+
 fn read_producers(reader: &mut Reader<'_>, next_offset: Offset) -> Result<ProducerTable, DecodeError> {
     let producers_max = reader.narrow("most producers")?;
     let idle_ms_max = reader.unsigned("longest idle time")?;
@@ -140,9 +206,7 @@ fn read_producers(reader: &mut Reader<'_>, next_offset: Offset) -> Result<Produc
     let count = reader.count("producer count", PRODUCER_BYTES_MIN)?;
     let mut before = 0_i64;
     for _ in 0..count {
-        let distance = reader.unsigned("producer id")?;
-        let id = i64::try_from(distance).ok().and_then(|distance| before.checked_add(distance));
-        let id = id.ok_or_else(|| reader.invalid("producer id", distance))?;
+        let id = read_id(reader, before)?;
         before = id;
         let producer = read_producer(reader, log_time_ms, next_offset)?;
         if !table.restore(ProducerId::new(id), producer) {
@@ -153,10 +217,7 @@ fn read_producers(reader: &mut Reader<'_>, next_offset: Offset) -> Result<Produc
 }
 
 fn read_producer(reader: &mut Reader<'_>, log_time_ms: i64, next_offset: Offset) -> Result<Producer, DecodeError> {
-    let epoch = ProducerEpoch::new(reader.narrow("producer epoch")?);
-    if epoch.get() < 0 {
-        return Err(reader.invalid("producer epoch", epoch));
-    }
+    let epoch = read_epoch(reader)?;
     let epoch_records = reader.unsigned("producer's records")?;
     let idle_ms = reader.unsigned("producer's idle time")?;
     let last_ms = log_time_ms.checked_sub_unsigned(idle_ms).ok_or_else(|| reader.invalid("idle time", idle_ms))?;

@@ -1,7 +1,7 @@
 //! The head of a partition's raft entry: what `apply` needs to know of the batches in its body.
 //!
 //! ```text
-//! version u8 | kind u8 | 1: epoch, stamped_ms, count, count x batch     | 2: log_start
+//! version u8 | kind u8 | 1: epoch, stamped_ms, count, count x batch | 2: log_start | 3: producer, epoch, stamped_ms
 //! batch = base_offset - expected, record_count, producer_id, producer_epoch, base_sequence,
 //!         max_timestamp_ms - stamped_ms, bytes
 //! ```
@@ -20,6 +20,7 @@ const WHAT: &str = "a partition entry's head";
 const VERSION: u8 = 1;
 const KIND_BATCHES: u8 = 1;
 const KIND_TRIM: u8 = 2;
+const KIND_FENCE: u8 = 3;
 /// Seven fields of at least one byte.
 const BATCH_BYTES_MIN: usize = 7;
 
@@ -86,6 +87,15 @@ pub enum EntryHead {
         /// The first offset that stays.
         log_start: Offset,
     },
+    /// A producer begins again: older epochs of it are refused, although the new one has not written yet.
+    Fence {
+        /// The producer.
+        producer: ProducerId,
+        /// The oldest epoch that may still write.
+        epoch: ProducerEpoch,
+        /// The leader's clock, as in [`EntryHead::Batches`].
+        stamped_ms: i64,
+    },
 }
 
 impl EntryHead {
@@ -93,7 +103,7 @@ impl EntryHead {
     pub fn end_offset(&self) -> Option<Offset> {
         match self {
             Self::Batches { batches, .. } => batches.last().map(BatchSummary::next_offset),
-            Self::Trim { .. } => None,
+            Self::Trim { .. } | Self::Fence { .. } => None,
         }
     }
 
@@ -101,7 +111,7 @@ impl EntryHead {
     pub fn max_timestamp_ms(&self) -> Option<i64> {
         match self {
             Self::Batches { batches, .. } => batches.iter().map(|batch| batch.max_timestamp_ms).max(),
-            Self::Trim { .. } => None,
+            Self::Trim { .. } | Self::Fence { .. } => None,
         }
     }
 
@@ -109,7 +119,7 @@ impl EntryHead {
     pub fn body_bytes(&self) -> u64 {
         match self {
             Self::Batches { batches, .. } => batches.iter().map(|batch| u64::from(batch.bytes)).sum(),
-            Self::Trim { .. } => 0,
+            Self::Trim { .. } | Self::Fence { .. } => 0,
         }
     }
 
@@ -133,6 +143,12 @@ impl EntryHead {
                 out.put_u8(KIND_TRIM);
                 put_unsigned(&mut out, log_start.get());
             }
+            Self::Fence { producer, epoch, stamped_ms } => {
+                out.put_u8(KIND_FENCE);
+                put_signed(&mut out, producer.get());
+                put_signed(&mut out, epoch.get().into());
+                put_signed(&mut out, *stamped_ms);
+            }
         }
         out.freeze()
     }
@@ -147,6 +163,11 @@ impl EntryHead {
         let head = match reader.byte("kind")? {
             KIND_BATCHES => read_batches(&mut reader)?,
             KIND_TRIM => Self::Trim { log_start: Offset::new(reader.unsigned("log start")?) },
+            KIND_FENCE => Self::Fence {
+                producer: ProducerId::new(reader.signed("producer id")?),
+                epoch: ProducerEpoch::new(reader.narrow_signed("producer epoch")?),
+                stamped_ms: reader.signed("stamped time")?,
+            },
             other => return Err(reader.invalid("kind", other)),
         };
         reader.finish()?;

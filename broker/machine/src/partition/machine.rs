@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use busbar_proto::{LogIndex, LogPosition, Offset, ProducerId, Term};
+use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Term};
 
 use super::{
     entry::{BatchSummary, EntryHead},
@@ -39,7 +39,15 @@ pub enum Applied {
         /// The first offset that stays.
         log_start: Offset,
     },
-    /// There was nothing to do: no batch in it, or a trim to where the log already begins (or has not come to).
+    /// Older epochs of a producer are refused from now on.
+    Fenced {
+        /// The producer.
+        producer: ProducerId,
+        /// The oldest epoch that may write.
+        epoch: ProducerEpoch,
+    },
+    /// There was nothing to do: no batch in it, a trim to where the log already begins (or has not come to), or a
+    /// fence behind another.
     Nothing,
 }
 
@@ -122,6 +130,7 @@ impl PartitionMachine {
         match head {
             EntryHead::Batches { epoch, stamped_ms, batches } => self.store(at, *epoch, *stamped_ms, batches),
             EntryHead::Trim { log_start } => self.trim(*log_start),
+            EntryHead::Fence { producer, epoch, stamped_ms } => self.fence(*producer, *epoch, *stamped_ms),
         }
     }
 
@@ -186,6 +195,23 @@ impl PartitionMachine {
     /// The producer of that id, if it is remembered.
     pub fn producer(&self, id: ProducerId) -> Option<&Producer> {
         self.producers.get(id)
+    }
+
+    /// The oldest epoch of a producer that may write, as far as is remembered: of what it wrote last, or of its fence.
+    pub fn oldest_epoch(&self, id: ProducerId) -> Option<ProducerEpoch> {
+        self.producers.oldest_epoch(id)
+    }
+
+    /// The fences of producers that have not written under their new epoch: producer and oldest epoch, by producer.
+    pub fn fences(&self) -> impl ExactSizeIterator<Item = (ProducerId, ProducerEpoch)> {
+        self.producers.fences().map(|(id, fence)| (id, fence.epoch))
+    }
+
+    fn fence(&mut self, producer: ProducerId, epoch: ProducerEpoch, stamped_ms: i64) -> Applied {
+        match self.producers.fence(producer, epoch, stamped_ms) {
+            true => Applied::Fenced { producer, epoch },
+            false => Applied::Nothing,
+        }
     }
 
     fn store(&mut self, at: LogPosition, epoch: Term, stamped_ms: i64, batches: &[BatchSummary]) -> Applied {

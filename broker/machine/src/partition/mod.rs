@@ -16,6 +16,7 @@
 
 mod checkpoint;
 mod entry;
+mod fences;
 mod machine;
 pub mod producers;
 mod sequencer;

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | no producer id | next |
 //! | unknown producer, or a newer epoch | next if its sequence is 0, else a gap |
-//! | an older epoch | fenced |
+//! | an older epoch, or one below the producer's fence | fenced |
 //! | continues the last batch | next |
 //! | equals one of the recent batches | duplicate, with its offset |
 //! | behind, but not one of them | too old, or cut differently than it was stored |
@@ -23,7 +23,10 @@ use std::collections::BTreeMap;
 
 use busbar_proto::{Offset, ProducerEpoch, ProducerId, Reason, Refusal, Sequence};
 
-use super::entry::BatchSummary;
+use super::{
+    entry::BatchSummary,
+    fences::{Fence, Fences},
+};
 
 /// Batches of a producer that a retry is recognized by.
 pub const RECENT_BATCHES: usize = 5;
@@ -182,6 +185,12 @@ pub enum SequenceFault {
         /// The newer epoch.
         current: ProducerEpoch,
     },
+    /// A newer incarnation of the producer has begun, and put up a fence here or is known to hold the name.
+    #[error("epoch {current} of this producer's name is in use elsewhere, so this one is over: close this producer")]
+    Replaced {
+        /// The newer epoch.
+        current: ProducerEpoch,
+    },
     /// Batches between are missing.
     #[error("sequence {expected} is due: send the batches from there on first")]
     Gap {
@@ -211,7 +220,7 @@ impl SequenceFault {
     /// The stable reason that a client is told.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Fenced { .. } => Reason::ProducerFenced,
+            Self::Fenced { .. } | Self::Replaced { .. } => Reason::ProducerFenced,
             Self::Gap { .. } => Reason::SequenceGap,
             Self::TooOld { .. } | Self::CutDifferently { .. } => Reason::SequenceTooOld,
             Self::Negative => Reason::InvalidArgument,
@@ -235,11 +244,13 @@ pub(super) struct ProducerTable {
     log_time_ms: i64,
     producers: BTreeMap<ProducerId, Producer>,
     by_age: BTreeMap<Offset, ProducerId>,
+    fences: Fences,
 }
 
 impl ProducerTable {
     pub(super) fn new(limits: ProducerLimits) -> Self {
-        Self { limits, log_time_ms: i64::MIN, producers: BTreeMap::new(), by_age: BTreeMap::new() }
+        let (producers, by_age) = (BTreeMap::new(), BTreeMap::new());
+        Self { limits, log_time_ms: i64::MIN, producers, by_age, fences: Fences::default() }
     }
 
     pub(super) fn limits(&self) -> ProducerLimits {
@@ -265,6 +276,36 @@ impl ProducerTable {
         self.producers.insert(id, producer).is_none() && is_new_age
     }
 
+    /// Every fence, by producer.
+    pub(super) fn fences(&self) -> impl ExactSizeIterator<Item = (ProducerId, Fence)> {
+        self.fences.iter()
+    }
+
+    /// The oldest epoch of a producer that may write here, as far as is remembered.
+    pub(super) fn oldest_epoch(&self, id: ProducerId) -> Option<ProducerEpoch> {
+        let written = self.get(id).map(|producer| producer.epoch);
+        written.max(self.fences.epoch(id))
+    }
+
+    /// Refuses epochs of a producer below `epoch` from now on; `false` when they are refused already. Moves no producer
+    /// and not the log time: a leader's speculation, which does not know of it, stays true.
+    pub(super) fn fence(&mut self, id: ProducerId, epoch: ProducerEpoch, stamped_ms: i64) -> bool {
+        if id.get() < 0 || epoch.get() < 0 || self.oldest_epoch(id).is_some_and(|oldest| oldest >= epoch) {
+            return false;
+        }
+        self.fences.put_up(id, Fence { epoch, since_ms: self.log_time_ms.max(stamped_ms) });
+        self.forget_fences();
+        true
+    }
+
+    /// Puts back a fence that a checkpoint says; `false` when it could not have been put up.
+    pub(super) fn restore_fence(&mut self, id: ProducerId, fence: Fence) -> bool {
+        let is_new = self.oldest_epoch(id).is_none_or(|oldest| oldest < fence.epoch);
+        let is_first = self.fences.epoch(id).is_none();
+        self.fences.put_up(id, fence);
+        is_new && is_first
+    }
+
     /// Puts back the log time that a checkpoint says.
     pub(super) fn restore_log_time(&mut self, log_time_ms: i64) {
         self.log_time_ms = log_time_ms;
@@ -279,6 +320,7 @@ impl ProducerTable {
             if let Some(before) = self.producers.insert(id, producer) {
                 self.by_age.remove(&before.last().base_offset);
             }
+            self.fences.take_down(id);
         }
         while self.oldest_must_go() {
             if let Some((_, id)) = self.by_age.pop_first() {
@@ -286,6 +328,12 @@ impl ProducerTable {
             }
         }
         assert_eq!(self.by_age.len(), self.producers.len(), "each producer has one age");
+        self.forget_fences();
+    }
+
+    fn forget_fences(&mut self) {
+        let idle_ms_max = i64::try_from(self.limits.idle_ms_max).unwrap_or(i64::MAX);
+        self.fences.forget(self.log_time_ms.saturating_sub(idle_ms_max));
     }
 
     fn oldest_must_go(&self) -> bool {
@@ -311,6 +359,9 @@ impl Draft {
         }
         if batch.producer_epoch.get() < 0 || batch.base_sequence.get() < 0 {
             return Verdict::Fault(SequenceFault::Negative);
+        }
+        if let Some(current) = table.fences.epoch(batch.producer_id).filter(|&fence| batch.producer_epoch < fence) {
+            return Verdict::Fault(SequenceFault::Replaced { current });
         }
         match self.touched.get(&batch.producer_id).or_else(|| table.get(batch.producer_id)) {
             Some(producer) => producer.judge(batch),

@@ -11,12 +11,12 @@
 //! It lives for one term. When an entry it sealed is void or can't be proposed, everything after is speculation on
 //! something that did not happen: drop it, and make a new one from the machine once what was proposed is settled.
 
-use busbar_proto::{LogPosition, Offset, ProducerId, Reason, Refusal, Term, batch::BatchHeader};
+use busbar_proto::{LogPosition, Offset, ProducerEpoch, ProducerId, Reason, Refusal, Term, batch::BatchHeader};
 
 use super::{
     entry::{BatchSummary, EntryHead, OFFSET_END_MAX},
     machine::PartitionMachine,
-    producers::{Draft, Producer, ProducerTable, Verdict},
+    producers::{Draft, Producer, ProducerTable, SequenceFault, Verdict},
 };
 
 /// What becomes of a batch.
@@ -70,6 +70,12 @@ impl Sequencer {
 
     /// Decides on a batch whose bytes were verified. On [`Admission::Accept`] it is part of the open entry.
     pub fn admit(&mut self, header: &BatchHeader) -> Admission {
+        self.admit_unless(header, None)
+    }
+
+    /// The same, for a caller that knows of a newer epoch of the batch's producer, claimed for an incarnation that may
+    /// not have written here: a batch that is stored is still told so, any other is refused.
+    pub fn admit_unless(&mut self, header: &BatchHeader, replaced_by: Option<ProducerEpoch>) -> Admission {
         let batch = BatchSummary::of(header, self.next_offset);
         if batch.record_count == 0 {
             return Admission::Reject(Refusal::new(Reason::CorruptBatch, "the batch has no record: send at least one"));
@@ -78,7 +84,11 @@ impl Sequencer {
             let message = format!("the partition is at offset {}, its last: use another partition", self.next_offset);
             return Admission::Reject(Refusal::new(Reason::LimitReached, message));
         }
-        match self.draft.judge(&self.producers, &batch) {
+        let verdict = match (self.draft.judge(&self.producers, &batch), replaced_by) {
+            (Verdict::Next | Verdict::Fault(_), Some(current)) => Verdict::Fault(SequenceFault::Replaced { current }),
+            (verdict, _) => verdict,
+        };
+        match verdict {
             Verdict::Next => {
                 self.draft.push(&self.producers, &batch);
                 self.next_offset = batch.next_offset();

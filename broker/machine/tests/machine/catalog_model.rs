@@ -1,9 +1,9 @@
 //! Random commands: what must hold of the catalog after each of them, whatever came before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use busbar_machine::catalog::{Catalog, Command, Outcome, TopicConfig};
-use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, TopicId};
+use busbar_proto::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, TopicId};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 #[derive(Clone, Debug)]
@@ -48,6 +48,12 @@ fn any_command() -> impl Strategy<Value = Command> {
         2 => (any_node(), unreachable).prop_map(|(node, unreachable)| Command::DrainNode { node, unreachable }),
         2 => any_node().prop_map(|node| Command::RemoveNode { node }),
         1 => (0..5_u32).prop_map(|count| Command::AllocateProducerIds { count }),
+        3 => (any_name(), 0..4_u64, proptest::option::of(0..4_i16), 0..9_i64).prop_map(
+            |(name, instance, renews, now_ms)| {
+                let renews = renews.map(ProducerEpoch::new);
+                Command::ClaimProducer { name, instance, renews, now_ms }
+            }
+        ),
     ]
 }
 
@@ -67,6 +73,8 @@ struct Seen {
     groups_gone: BTreeSet<GroupId>,
     assigned: BTreeSet<NodeId>,
     next_producer_id: i64,
+    /// Whose each id and epoch is.
+    claimed: BTreeMap<(ProducerId, ProducerEpoch), (String, u64)>,
 }
 
 fn finish(catalog: &Catalog, which: Index) -> Option<Command> {
@@ -99,6 +107,9 @@ fn check(before: &Catalog, after: &Catalog, command: &Command, outcome: &Outcome
             assert!(*start >= ProducerId::new(seen.next_producer_id), "producer ids are handed out twice");
             seen.next_producer_id = start.get() + i64::from(*count);
         }
+        (Command::ClaimProducer { name, instance, renews, .. }, Outcome::ProducerClaimed { id, epoch }) => {
+            check_claim(after, (name, *instance, *renews), (*id, *epoch), changed, seen);
+        }
         _ => (),
     }
     let unreachable: &[NodeId] = match command {
@@ -129,6 +140,29 @@ fn check(before: &Catalog, after: &Catalog, command: &Command, outcome: &Outcome
     assert_eq!(of_topics, after.partitions().len(), "each partition has a topic");
 }
 
+fn check_claim(
+    after: &Catalog,
+    (name, instance, renews): (&String, u64, Option<ProducerEpoch>),
+    (id, epoch): (ProducerId, ProducerEpoch),
+    changed: bool,
+    seen: &mut Seen,
+) {
+    let whose = seen.claimed.entry((id, epoch)).or_insert_with(|| (name.clone(), instance));
+    assert_eq!(*whose, (name.clone(), instance), "{id} epoch {epoch} is handed out twice");
+    assert!(changed || instance != 0, "without a number each claim is another instance");
+    let named = after.named_producer(id).unwrap();
+    assert!(named.name == *name && named.id == id && named.epoch == epoch);
+    for epoch in (0..=epoch.get()).map(ProducerEpoch::new) {
+        // All that the instance has and nothing else may write.
+        let is_ours = seen.claimed.get(&(id, epoch)).is_some_and(|whose| *whose == (name.clone(), instance));
+        let held = epoch >= named.oldest_epoch;
+        assert_eq!(named.replaces(id, epoch).is_none(), held);
+        assert!(is_ours || !held || instance == 0, "{id} epoch {epoch} of another instance may write");
+    }
+    assert!(renews.is_none_or(|renews| epoch > renews || !changed), "a renewal gives a newer epoch");
+    seen.next_producer_id = seen.next_producer_id.max(id.get() + 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -157,6 +191,7 @@ proptest! {
                 command,
                 Command::RegisterNode { node: None, .. } | Command::AllocateProducerIds { .. }
             );
+            let is_meant_to_add = is_meant_to_add || matches!(command, Command::ClaimProducer { instance: 0, .. });
             if is_again && !is_meant_to_add {
                 prop_assert_eq!(&before, &catalog, "a repeated command changes nothing more");
             }

@@ -4,7 +4,7 @@ use busbar_machine::{
     catalog::{Catalog, Command, Outcome, PRODUCER_IDS_PER_BLOCK_MAX, TopicConfig},
     codec::DecodeError,
 };
-use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, Reason, TopicId};
+use busbar_proto::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, Reason, TopicId, limits};
 
 fn cluster(nodes: u64) -> Catalog {
     let mut catalog = Catalog::new();
@@ -144,6 +144,103 @@ fn commands_of_another_version_are_not_half_understood() {
     ] {
         let error = Command::decode(text.as_bytes()).unwrap_err().to_string();
         assert!(error.starts_with(want), "{text}: {error}");
+    }
+}
+
+fn claim(name: &str, instance: u64, now_ms: i64) -> Command {
+    Command::ClaimProducer { name: name.into(), instance, renews: None, now_ms }
+}
+
+fn claimed(outcome: Outcome) -> (i64, i16) {
+    match outcome {
+        Outcome::ProducerClaimed { id, epoch } => (id.get(), epoch.get()),
+        other => panic!("not claimed: {other:?}"),
+    }
+}
+
+#[test]
+fn a_claim_that_was_long_on_its_way_takes_nothing_back() {
+    let mut catalog = cluster(1);
+    for instance in 1..=5 {
+        assert_eq!(claimed(catalog.apply(claim("relay", instance, 0))), (1, instance as i16 - 1));
+    }
+    let before = catalog.clone();
+    for instance in 1..=4 {
+        assert_eq!(reason(catalog.apply(claim("relay", instance, 9))), Reason::ProducerFenced);
+    }
+    assert_eq!(claimed(catalog.apply(claim("relay", 5, 9))), (1, 4), "its own, again");
+    assert_eq!(catalog, before);
+    let named = catalog.named_producer(ProducerId::new(1)).unwrap();
+    for (epoch, want) in [(3, Some(4)), (4, None), (5, None)] {
+        let replaced = named.replaces(ProducerId::new(1), ProducerEpoch::new(epoch));
+        assert_eq!(replaced, want.map(ProducerEpoch::new), "{epoch}");
+    }
+}
+
+#[test]
+fn a_name_that_has_used_up_its_epochs_gets_another_id() {
+    let mut catalog = cluster(1);
+    for epoch in 0..=i16::MAX {
+        assert_eq!(claimed(catalog.apply(claim("relay", 0, 0))), (1, epoch));
+    }
+    assert_eq!(claimed(catalog.apply(claim("relay", 9, 0))), (2, 0));
+    let retired = catalog.named_producer(ProducerId::new(1)).unwrap();
+    assert!(retired.replaces(ProducerId::new(1), ProducerEpoch::new(i16::MAX)).is_some(), "all of it is fenced");
+    assert_eq!(retired.replaces(ProducerId::new(2), ProducerEpoch::new(0)), None);
+    assert_eq!(Catalog::decode(&catalog.encode()), Ok(catalog.clone()));
+    for epoch in 0..i16::MAX {
+        let renews = Some(ProducerEpoch::new(epoch));
+        let renewal = Command::ClaimProducer { name: "relay".into(), instance: 9, renews, now_ms: 0 };
+        assert_eq!(claimed(catalog.apply(renewal)), (2, epoch + 1));
+    }
+    let renews = Some(ProducerEpoch::new(i16::MAX));
+    let renewal = Command::ClaimProducer { name: "relay".into(), instance: 9, renews, now_ms: 0 };
+    assert_eq!(reason(catalog.apply(renewal)), Reason::FailedPrecondition, "partitions still use the id");
+}
+
+#[test]
+fn names_of_producers_have_a_limit_and_the_longest_unclaimed_goes_first() {
+    let mut catalog = cluster(1);
+    for number in 0..limits::NAMED_PRODUCERS_MAX as i64 {
+        let _ = claimed(catalog.apply(claim(&format!("relay-{number}"), 1, number)));
+    }
+    let week = limits::PRODUCER_NAME_KEPT_MS;
+    assert_eq!(reason(catalog.apply(claim("one-more", 1, week))), Reason::LimitReached);
+    assert_eq!(claimed(catalog.apply(claim("relay-0", 2, week))).1, 1, "those that are known go on");
+    let _ = claimed(catalog.apply(claim("one-more", 1, week + 2)));
+    assert_eq!(catalog.named_producers().len(), limits::NAMED_PRODUCERS_MAX);
+    assert!(catalog.named_producer(ProducerId::new(2)).is_none(), "relay-1 was given up");
+    assert!(catalog.named_producer(ProducerId::new(1)).is_some());
+    let renews = Some(ProducerEpoch::new(0));
+    let renewal = Command::ClaimProducer { name: "relay-1".into(), instance: 1, renews, now_ms: week };
+    assert_eq!(reason(catalog.apply(renewal)), Reason::ProducerFenced);
+    assert_eq!(Catalog::decode(&catalog.encode()), Ok(catalog));
+}
+
+#[test]
+fn a_snapshot_has_named_producers_once_there_are_some() {
+    let mut catalog = cluster(0);
+    let without = catalog.encode();
+    assert!(!std::str::from_utf8(&without).unwrap().contains("named_producers"), "as before there were any");
+    let _ = claimed(catalog.apply(claim("relay", 7, 5)));
+    let _ = claimed(catalog.apply(claim("relay", 8, 6)));
+    let text = String::from_utf8(catalog.encode().to_vec()).unwrap();
+    let want = concat!(
+        r#""named_producers":[{"name":"relay","id":1,"epoch":1,"oldest_epoch":1,"instance":8,"former":[7],"#,
+        r#""claimed_ms":6}]"#,
+    );
+    assert!(text.contains(want), "{text}");
+    for (name, from, to) in [
+        ("an id yet to come", r#""name":"relay","id":1"#, r#""name":"relay","id":2"#),
+        ("no id", r#""name":"relay","id":1"#, r#""name":"relay","id":0"#),
+        ("epochs turned round", r#""oldest_epoch":1"#, r#""oldest_epoch":2"#),
+        ("a name that is none", r#""name":"relay""#, r#""name":"re/lay""#),
+        ("too many that were replaced", r#""former":[7]"#, r#""former":[7,6,5,4,3]"#),
+        ("an id twice", r#""claimed_ms":6"#, r#""claimed_ms":6,"retired":1"#),
+    ] {
+        assert!(text.contains(from), "{name}: {text}");
+        let error = Catalog::decode(text.replacen(from, to, 1).as_bytes());
+        assert!(matches!(error, Err(DecodeError::Invalid { .. })), "{name}: {error:?}");
     }
 }
 

@@ -11,11 +11,12 @@
 //! drain NODE [-NODE...]
 //! remove NODE
 //! ids COUNT
+//! claim NAME INSTANCE MS       a producer's name; renew NAME INSTANCE EPOCH: another epoch for the same instance
 //! show                         nodes, topics, partitions
 //! ```
 
-use busbar_machine::catalog::{Catalog, Command, Outcome, TopicConfig};
-use busbar_proto::{GroupId, NodeId, PartitionId, TopicId};
+use busbar_machine::catalog::{Catalog, Command, NamedProducer, Outcome, TopicConfig};
+use busbar_proto::{GroupId, NodeId, PartitionId, ProducerEpoch, TopicId};
 
 use crate::golden;
 
@@ -66,6 +67,18 @@ fn command(words: &[&str]) -> Command {
         ["drain", id, unreachable @ ..] => Command::DrainNode { node: node(id), unreachable: nodes(unreachable) },
         ["remove", id] => Command::RemoveNode { node: node(id) },
         ["ids", count] => Command::AllocateProducerIds { count: count.parse().unwrap() },
+        ["claim", name, instance, now_ms] => Command::ClaimProducer {
+            name: (*name).to_owned(),
+            instance: instance.parse().unwrap(),
+            renews: None,
+            now_ms: now_ms.parse().unwrap(),
+        },
+        ["renew", name, instance, epoch] => Command::ClaimProducer {
+            name: (*name).to_owned(),
+            instance: instance.parse().unwrap(),
+            renews: Some(ProducerEpoch::new(epoch.parse().unwrap())),
+            now_ms: 0,
+        },
         _ => panic!("no such command: {words:?}"),
     }
 }
@@ -89,6 +102,10 @@ fn show(catalog: &Catalog) -> String {
             }
         }
         text.push('\n');
+    }
+    for producer in catalog.named_producers() {
+        let NamedProducer { name, id, epoch, oldest_epoch, .. } = producer;
+        text += &format!("producer {name}: {id}, epochs {oldest_epoch} to {epoch}\n");
     }
     text
 }

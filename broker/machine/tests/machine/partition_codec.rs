@@ -18,6 +18,10 @@ fn head() -> EntryHead {
     EntryHead::Batches { epoch: Term::new(5), stamped_ms: 1_000, batches }
 }
 
+fn fence(producer: i64, epoch: i16, stamped_ms: i64) -> EntryHead {
+    EntryHead::Fence { producer: ProducerId::new(producer), epoch: ProducerEpoch::new(epoch), stamped_ms }
+}
+
 /// These bytes are on disks: a change here needs a new version, and a reader of the old one.
 #[test]
 fn heads_have_these_bytes() {
@@ -28,6 +32,7 @@ fn heads_have_these_bytes() {
             concat!("01", "01", "05", "d00f", "02", "d00f03d804040e065b", "00010101010247"),
         ),
         (EntryHead::Trim { log_start: Offset::new(300) }, concat!("01", "02", "ac02")),
+        (fence(300, 2, 1_000), concat!("01", "03", "d804", "04", "d00f")),
         (
             EntryHead::Batches { epoch: Term::new(0), stamped_ms: -1, batches: vec![] },
             concat!("01", "01", "00", "01", "00"),
@@ -72,12 +77,39 @@ fn a_checkpoint_has_these_bytes() {
 }
 
 #[test]
+fn a_checkpoint_with_fences_has_these_bytes() {
+    let mut machine = PartitionMachine::new();
+    let anonymous = vec![Sent::anonymous(1).at(0)];
+    let sound = EntryHead::Batches { epoch: Term::new(5), stamped_ms: 1_000, batches: anonymous };
+    let _ = machine.apply(LogPosition::new(5, 1), &sound);
+    let _ = machine.apply(LogPosition::new(5, 2), &fence(300, 2, 900));
+    let _ = machine.apply(LogPosition::new(5, 3), &fence(301, 1, 1_010));
+    let bytes = machine.encode();
+    let want = concat!(
+        "02",
+        "010503", // version, applied 3@t5
+        "000100", // log start 0, a record, no voids
+        "a08d06",
+        "8088b2a002",
+        "d00f",
+        "00", // limits, log time, no producers
+        "02",
+        "ac020200",
+        "010114", // two fences: 300, epoch 2, at the log time; 301, epoch 1, 10 ms later
+    );
+    assert_eq!(hex(&bytes[..bytes.len() - 4]), want);
+    assert_eq!(PartitionMachine::decode(&bytes), Ok(machine));
+}
+
+#[test]
 fn what_heads_say() {
     let head = head();
     assert_eq!((head.end_offset(), head.max_timestamp_ms()), (Some(Offset::new(1_004)), Some(1_003)));
     assert_eq!(head.body_bytes(), 91 + 71 - 12 + 12);
     let trim = EntryHead::Trim { log_start: Offset::new(9) };
-    assert_eq!((trim.end_offset(), trim.max_timestamp_ms(), trim.body_bytes()), (None, None, 0));
+    for head in [trim, fence(7, 1, 5)] {
+        assert_eq!((head.end_offset(), head.max_timestamp_ms(), head.body_bytes()), (None, None, 0));
+    }
 }
 
 #[test]
@@ -95,7 +127,7 @@ fn faults_are_named() {
             with(|b| b[0] = 2),
             "a partition entry's head has format version 2, this build reads version 1: upgrade this node",
         ),
-        (with(|b| b[1] = 3), "a partition entry's head has a kind that can't be: 3"),
+        (with(|b| b[1] = 4), "a partition entry's head has a kind that can't be: 4"),
         (with(|b| b[8] = 0), "a partition entry's head has a record count that can't be: 0"),
     ] {
         assert_eq!(got, want);
@@ -127,6 +159,8 @@ fn any_head() -> impl Strategy<Value = EntryHead> {
             EntryHead::Batches { epoch: Term::new(epoch), stamped_ms, batches }
         }),
         any::<u64>().prop_map(|log_start| EntryHead::Trim { log_start: Offset::new(log_start) }),
+        (any::<i64>(), any::<i16>(), any::<i64>())
+            .prop_map(|(producer, epoch, stamped_ms)| fence(producer, epoch, stamped_ms)),
     ]
 }
 
@@ -154,7 +188,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_checkpoint_or_an_error(mut bytes in vec(prop_oneof![0..4_u8, any::<u8>()], 0..80), known: bool) {
         if known && let Some(version) = bytes.first_mut() {
-            *version = 1;
+            *version = 1 + *version % 2;
         }
         bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
         if let Ok(machine) = PartitionMachine::decode(&bytes) {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use busbar_machine::partition::{
     Admission, Applied, BatchSummary, EntryHead, PartitionMachine, ProducerLimits, Sequencer,
 };
-use busbar_proto::{LogIndex, Offset, Term};
+use busbar_proto::{LogIndex, Offset, ProducerEpoch, ProducerId, Term};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::support::{Log, Sent};
@@ -43,6 +43,10 @@ enum Step {
         at: Index,
     },
     Checkpoint,
+    /// A producer begins again, and says so before it writes.
+    Fence {
+        producer: i64,
+    },
     // What raft never does:
     Swap,
     Repeat,
@@ -68,6 +72,7 @@ fn honest_step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(|kept| Step::Elect { kept }),
         1 => any::<Index>().prop_map(|at| Step::Trim { at }),
         1 => Just(Step::Checkpoint),
+        1 => (0..3_i64).prop_map(|producer| Step::Fence { producer }),
     ]
 }
 
@@ -104,6 +109,10 @@ struct World {
     proposed: VecDeque<EntryHead>,
     last_applied: Option<EntryHead>,
     clients: BTreeMap<i64, Client>,
+    /// What the cluster knows of new epochs, at once.
+    claimed: BTreeMap<i64, i16>,
+    /// What the partition was told of them.
+    fenced: BTreeMap<i64, i16>,
     /// What is stored, by offset.
     stored: Vec<Option<RecordId>>,
     voided: usize,
@@ -124,6 +133,8 @@ impl World {
             proposed: VecDeque::new(),
             last_applied: None,
             clients: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            fenced: BTreeMap::new(),
             stored: Vec::new(),
             voided: 0,
             forgetful: limits.is_some(),
@@ -143,11 +154,8 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Send { producer, what, count } => self.send(producer, what, count),
-            Step::Seal { later_ms } => {
-                self.now_ms += later_ms;
-                let now_ms = self.now_ms;
-                self.proposed.extend(self.sequencer.as_mut().and_then(|sequencer| sequencer.seal(now_ms)));
-            }
+            Step::Seal { later_ms } => self.seal(later_ms),
+            Step::Fence { producer } => self.fence(producer),
             Step::Apply => {
                 if let Some(head) = self.proposed.pop_front() {
                     self.apply(head, true);
@@ -183,6 +191,24 @@ impl World {
         assert_eq!(self.machine.encode(), self.twin.encode());
     }
 
+    fn seal(&mut self, later_ms: i64) {
+        self.now_ms += later_ms;
+        let now_ms = self.now_ms;
+        self.proposed.extend(self.sequencer.as_mut().and_then(|sequencer| sequencer.seal(now_ms)));
+    }
+
+    /// What was accepted before goes before.
+    fn fence(&mut self, producer: i64) {
+        self.seal(0);
+        let client = self.clients.entry(producer).or_default();
+        client.epoch += 1;
+        client.next_sequence = 0;
+        self.claimed.insert(producer, client.epoch);
+        let epoch = ProducerEpoch::new(client.epoch);
+        let stamped_ms = self.now_ms;
+        self.proposed.push_back(EntryHead::Fence { producer: ProducerId::new(producer), epoch, stamped_ms });
+    }
+
     /// What a leader does when its speculation came to nothing: it waits for what is proposed, and begins anew.
     fn settle(&mut self) {
         if self.sequencer.is_none() && self.proposed.is_empty() {
@@ -210,7 +236,8 @@ impl World {
         };
         let Some(sequencer) = self.sequencer.as_mut() else { return };
         let next_offset = sequencer.next_offset();
-        match sequencer.admit(&sent.header()) {
+        let claimed = self.claimed.get(&sent.producer).filter(|&&claimed| sent.epoch < claimed);
+        match sequencer.admit_unless(&sent.header(), claimed.map(|&epoch| ProducerEpoch::new(epoch))) {
             Admission::Accept { base_offset } => {
                 assert_eq!(base_offset, next_offset);
                 assert_eq!(sequencer.open_batches().last(), Some(&sent.at(base_offset.get())));
@@ -268,6 +295,9 @@ impl World {
                 assert_eq!(self.machine.next_offset(), before.next_offset());
                 assert!(self.machine.producers().eq(before.producers()));
             }
+            Applied::Fenced { producer, epoch } => {
+                self.fenced.insert(producer.get(), epoch.get());
+            }
             Applied::Trimmed { log_start } => assert!(log_start > before.log_start()),
             Applied::Nothing => assert_eq!(self.machine.log_start(), before.log_start()),
         }
@@ -283,6 +313,8 @@ impl World {
             batch.base_sequence.get(),
             batch.record_count,
         );
+        let fenced = self.fenced.get(&sent.producer).is_some_and(|&epoch| sent.epoch < epoch);
+        assert!(!fenced || self.forgetful, "{sent:?} is stored behind the fence");
         self.stored.extend(ids(&sent));
     }
 
@@ -305,7 +337,7 @@ impl World {
 fn batches(head: &EntryHead) -> std::slice::Iter<'_, BatchSummary> {
     match head {
         EntryHead::Batches { batches, .. } => batches.iter(),
-        EntryHead::Trim { .. } => [].iter(),
+        EntryHead::Trim { .. } | EntryHead::Fence { .. } => [].iter(),
     }
 }
 

@@ -3,7 +3,7 @@
 use busbar_machine::partition::{
     Admission, Applied, EntryHead, PartitionMachine, ProducerLimits, Sequencer, VoidReason,
 };
-use busbar_proto::{LogIndex, LogPosition, Offset, ProducerId, Reason, Term};
+use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Reason, Term};
 
 use crate::support::{Log, Sent};
 
@@ -108,6 +108,55 @@ fn rules() {
             assert_eq!(matches!(applied, Applied::Stored { .. }), matches!(want, Accept(_)), "{name}, applied");
         }
     }
+}
+
+#[test]
+fn a_fence_holds_on_every_replica_until_the_new_epoch_writes() {
+    let (mut machine, mut sequencer, mut log) = led();
+    store(&mut machine, &mut sequencer, &mut log, &[Sent::new(7, 3, 0, 2)]);
+    let fence =
+        |epoch| EntryHead::Fence { producer: ProducerId::new(7), epoch: ProducerEpoch::new(epoch), stamped_ms: 9 };
+    for (epoch, want) in [(2, false), (3, false), (5, true), (5, false), (4, false)] {
+        let fenced = Applied::Fenced { producer: ProducerId::new(7), epoch: ProducerEpoch::new(epoch) };
+        let want = if want { fenced } else { Applied::Nothing };
+        assert_eq!(machine.apply(log.next(TERM), &fence(epoch)), want, "{epoch}");
+    }
+    assert_eq!(machine.oldest_epoch(ProducerId::new(7)), Some(ProducerEpoch::new(5)));
+    // A leader that had accepted a batch before it knew: the entry is void, the next sequencer knows.
+    let late = machine.apply(log.next(TERM), &batches(0, &[(Sent::new(7, 3, 2, 1), 2)]));
+    assert!(matches!(late, Applied::Voided(_)), "{late:?}");
+    let mut next = Sequencer::new(&machine, Term::new(TERM));
+    for (sent, want) in [
+        (Sent::new(7, 3, 2, 1), Some(Reason::ProducerFenced)),
+        (Sent::new(7, 4, 0, 1), Some(Reason::ProducerFenced)),
+        (Sent::new(7, 5, 1, 1), Some(Reason::SequenceGap)),
+        (Sent::new(7, 5, 0, 1), None),
+        (Sent::new(8, 0, 0, 1), None),
+    ] {
+        match next.admit(&sent.header()) {
+            Admission::Reject(refusal) => assert_eq!(Some(refusal.reason), want, "{sent:?}"),
+            accepted => assert_eq!((want, matches!(accepted, Admission::Accept { .. })), (None, true), "{sent:?}"),
+        }
+    }
+    let stored = machine.apply(log.next(TERM), &next.seal(10).unwrap());
+    assert!(matches!(stored, Applied::Stored { .. }));
+    assert_eq!(machine.fences().len(), 0, "the producer's own epoch fences from now on");
+    assert_eq!(machine.oldest_epoch(ProducerId::new(7)), Some(ProducerEpoch::new(5)));
+}
+
+#[test]
+fn a_claim_that_the_partition_has_not_seen_refuses_all_but_what_is_stored() {
+    let (mut machine, mut sequencer, mut log) = led();
+    store(&mut machine, &mut sequencer, &mut log, &[Sent::new(7, 3, 0, 2)]);
+    let newer = Some(ProducerEpoch::new(4));
+    let duplicate = Admission::DuplicateStored { base_offset: Offset::ZERO };
+    assert_eq!(sequencer.admit_unless(&Sent::new(7, 3, 0, 2).header(), newer), duplicate);
+    for sequence in [2, 9] {
+        let sent = Sent::new(7, 3, sequence, 1);
+        let Admission::Reject(refusal) = sequencer.admit_unless(&sent.header(), newer) else { panic!("{sent:?}") };
+        assert_eq!(refusal.reason, Reason::ProducerFenced);
+    }
+    assert!(sequencer.open_batches().is_empty());
 }
 
 #[test]

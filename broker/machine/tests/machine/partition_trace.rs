@@ -8,13 +8,14 @@
 //! swap                 the two oldest proposed entries change places (which raft never does)
 //! lose                 what is proposed never gets committed
 //! trim OFFSET          retention
+//! fence P/EPOCH MS     a producer begins again
 //! show                 the machine, which is also encoded and decoded
 //! ```
 
 use std::collections::VecDeque;
 
 use busbar_machine::partition::{Admission, Applied, EntryHead, PartitionMachine, Sequencer};
-use busbar_proto::{Offset, Term};
+use busbar_proto::{Offset, ProducerEpoch, ProducerId, Term};
 
 use crate::{
     golden,
@@ -68,6 +69,12 @@ impl Trace {
             }
             ["lose"] => format!("{} entries lost", std::mem::take(&mut self.proposed).len()),
             ["trim", log_start] => self.apply(&EntryHead::Trim { log_start: Offset::new(log_start.parse().unwrap()) }),
+            ["fence", whose, stamped_ms] => {
+                let (producer, epoch) = whose.split_once('/').unwrap();
+                let producer = ProducerId::new(producer.parse().unwrap());
+                let epoch = ProducerEpoch::new(epoch.parse().unwrap());
+                self.apply(&EntryHead::Fence { producer, epoch, stamped_ms: stamped_ms.parse().unwrap() })
+            }
             ["show"] => self.show(),
             _ => panic!("no such command: {line}"),
         }
@@ -82,6 +89,7 @@ impl Trace {
             }
             Applied::Voided(reason) => format!("{at} void: {reason}"),
             Applied::Trimmed { log_start } => format!("{at} log starts at {log_start}"),
+            Applied::Fenced { producer, epoch } => format!("{at} producer {producer} is fenced below epoch {epoch}"),
             Applied::Nothing => format!("{at} nothing"),
         }
     }
@@ -98,6 +106,9 @@ impl Trace {
                 text += &format!(" {}+{}@{}", batch.base_sequence, batch.record_count, batch.base_offset);
             }
             text.push('\n');
+        }
+        for (id, epoch) in self.machine.fences() {
+            text += &format!("producer {id} fenced below epoch {epoch}\n");
         }
         text
     }

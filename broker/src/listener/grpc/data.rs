@@ -3,17 +3,18 @@
 use std::{pin::Pin, sync::Arc};
 
 use busbar_proto::{
-    PartitionId, Reason, Refusal, TopicId,
+    PartitionId, ProducerEpoch, ProducerId, Reason, Refusal, TopicId,
     v1::{
         AllocateProducerRequest, AllocateProducerResponse, MetadataRequest, MetadataResponse, OffsetsRequest,
-        OffsetsResponse, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, broker_server,
+        OffsetsResponse, ProducerStateRequest, ProducerStateResponse, PublishRequest, PublishResponse,
+        SubscribeRequest, SubscribeResponse, broker_server, producer_state_response::Last,
     },
 };
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{publish, subscribe};
-use crate::service::Broker;
+use crate::service::{Broker, producers::Instance};
 
 type Stream_<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -32,6 +33,13 @@ pub(super) fn topic_id(bytes: &[u8]) -> Result<TopicId, Refusal> {
     TopicId::from_slice(bytes).ok_or_else(|| {
         Refusal::new(Reason::InvalidArgument, format!("a topic id has 16 bytes, this one {}", bytes.len()))
     })
+}
+
+fn producer_epoch(raw: i32) -> Result<ProducerEpoch, Refusal> {
+    let epoch = i16::try_from(raw).ok().filter(|&epoch| epoch >= 0);
+    let most = i16::MAX;
+    let wrong = || Refusal::new(Reason::InvalidArgument, format!("a producer's epoch is 0 to {most}, not {raw}"));
+    epoch.map(ProducerEpoch::new).ok_or_else(wrong)
 }
 
 #[tonic::async_trait]
@@ -87,10 +95,33 @@ impl broker_server::Broker for DataService {
 
     async fn allocate_producer(
         &self,
-        _request: Request<AllocateProducerRequest>,
+        request: Request<AllocateProducerRequest>,
     ) -> Result<Response<AllocateProducerResponse>, Status> {
-        let id = self.broker.allocate_producer().await?;
-        Ok(Response::new(AllocateProducerResponse { producer_id: id.get(), producer_epoch: 0 }))
+        let AllocateProducerRequest { producer_name: name, instance: number, renews_epoch } = request.into_inner();
+        let (id, epoch) = match name.is_empty() {
+            true => (self.broker.allocate_producer().await?, ProducerEpoch::new(0)),
+            false => {
+                let renews = renews_epoch.map(producer_epoch).transpose()?;
+                self.broker.claim_producer(Instance { name, number, renews }).await?
+            }
+        };
+        Ok(Response::new(AllocateProducerResponse { producer_id: id.get(), producer_epoch: epoch.get().into() }))
+    }
+
+    async fn producer_state(
+        &self,
+        request: Request<ProducerStateRequest>,
+    ) -> Result<Response<ProducerStateResponse>, Status> {
+        let request = request.into_inner();
+        let (topic, partition) = (topic_id(&request.topic_id)?, PartitionId::new(request.partition));
+        let (id, epoch) = (ProducerId::new(request.producer_id), producer_epoch(request.producer_epoch)?);
+        let last = self.broker.producer_state(topic, partition, id, epoch).await?;
+        let last = last.map(|last| Last {
+            producer_epoch: last.epoch.get().into(),
+            sequence: last.sequence.get(),
+            offset: last.offset.get(),
+        });
+        Ok(Response::new(ProducerStateResponse { last }))
     }
 
     async fn offsets(&self, request: Request<OffsetsRequest>) -> Result<Response<OffsetsResponse>, Status> {

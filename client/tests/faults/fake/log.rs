@@ -19,8 +19,11 @@ pub(crate) struct Log {
 
 #[derive(Default)]
 struct Producer {
+    epoch: i16,
+    fence: i16,
     next: Sequence,
     stored: BTreeMap<(i32, u32), u64>,
+    last: Option<(i16, i32, u64)>,
 }
 
 impl Log {
@@ -36,11 +39,36 @@ impl Log {
         self.producers.clear();
     }
 
+    /// Refuses older epochs of a producer; its last record: epoch, sequence, offset.
+    pub(crate) fn fence(&mut self, id: i64, epoch: i16) -> Result<Option<(i16, i32, u64)>, Refusal> {
+        let producer = self.producers.entry(id).or_default();
+        if producer.fence.max(producer.epoch) > epoch {
+            return Err(Refusal::new(Reason::ProducerFenced, "a newer epoch was here first"));
+        }
+        producer.fence = epoch;
+        Ok(producer.last)
+    }
+
+    /// Whether the batch is stored.
+    pub(crate) fn holds(&self, header: &BatchHeader) -> bool {
+        let key = (header.base_sequence.get(), header.record_count);
+        let producer = self.producers.get(&header.producer_id.get());
+        producer.is_some_and(|known| known.epoch == header.producer_epoch.get() && known.stored.contains_key(&key))
+    }
+
     /// Stores a verified batch; `Ok((base offset, duplicate))`.
     pub(crate) fn append(&mut self, header: &BatchHeader, batch: &[u8]) -> Result<(u64, bool), Refusal> {
         let base = self.end();
         if header.is_idempotent() {
             let producer = self.producers.entry(header.producer_id.get()).or_default();
+            let epoch = header.producer_epoch.get();
+            if epoch < producer.epoch.max(producer.fence) {
+                return Err(Refusal::new(Reason::ProducerFenced, format!("epoch {} has begun", producer.epoch)));
+            }
+            if epoch > producer.epoch {
+                let Producer { fence, last, .. } = std::mem::take(producer);
+                *producer = Producer { epoch, fence, last, ..Producer::default() };
+            }
             let key = (header.base_sequence.get(), header.record_count);
             if let Some(&offset) = producer.stored.get(&key) {
                 return Ok((offset, true));
@@ -51,6 +79,8 @@ impl Log {
             }
             producer.next = producer.next.advance(header.record_count);
             producer.stored.insert(key, base);
+            let behind = header.record_count - 1;
+            producer.last = Some((epoch, header.base_sequence.advance(behind).get(), base + u64::from(behind)));
         }
         let mut stored = BytesMut::from(batch);
         stamp(&mut stored, Offset::new(base), 1);

@@ -84,6 +84,16 @@ impl Topic {
     }
 }
 
+/// A producer's name.
+#[derive(Default)]
+pub(crate) struct Name {
+    id: i64,
+    epoch: i16,
+    /// Of the instance that has it.
+    oldest_epoch: i16,
+    instances: Vec<u64>,
+}
+
 #[derive(Default)]
 pub(crate) struct Partition {
     pub(crate) leader: u64,
@@ -101,6 +111,10 @@ pub(crate) struct Partition {
 pub(crate) struct State {
     pub(crate) topics: BTreeMap<String, Topic>,
     next_producer: i64,
+    /// Instances by producer name, oldest first; the last one has it.
+    pub(crate) names: BTreeMap<String, Name>,
+    /// No node has heard of claims: only the partitions' logs fence.
+    pub(crate) claims_unheard: bool,
     /// Addresses by node id - 1.
     addresses: Vec<String>,
     /// Publishes are kept back while set.
@@ -168,6 +182,32 @@ impl State {
             partitions: partitions.collect(),
             config: Some(v1::TopicConfig { max_batch_bytes: topic.max_batch_bytes, ..Default::default() }),
         })
+    }
+
+    /// As the catalog does it.
+    fn claim(&mut self, request: &v1::AllocateProducerRequest) -> Result<(i64, i16), Refusal> {
+        let v1::AllocateProducerRequest { producer_name, instance, renews_epoch } = request;
+        let fenced = || Refusal::new(Reason::ProducerFenced, "another instance took over");
+        let name = self.names.entry(producer_name.clone()).or_default();
+        if name.instances.last() == Some(instance) {
+            name.epoch += i16::from(*renews_epoch == Some(name.epoch.into()));
+        } else if renews_epoch.is_some() || name.instances.contains(instance) {
+            return Err(fenced());
+        } else if name.instances.is_empty() {
+            self.next_producer += 1;
+            name.id = self.next_producer;
+            name.instances.push(*instance);
+        } else {
+            name.epoch += 1;
+            name.oldest_epoch = name.epoch;
+            name.instances.push(*instance);
+        }
+        Ok((name.id, name.epoch))
+    }
+
+    /// Whether another instance is known to have the name of this producer.
+    fn is_replaced(&self, id: i64, epoch: i16) -> bool {
+        !self.claims_unheard && self.names.values().any(|name| name.id == id && epoch < name.oldest_epoch)
     }
 
     fn other_node(&self, node: u64) -> u64 {

@@ -112,7 +112,12 @@ fn try_store(node: u64, state: &mut State, request: &PublishRequest) -> Result<(
     if request.deadline_unix_ms > 0 && request.deadline_unix_ms < now {
         return Err(Refusal::new(Reason::DeadlineExceeded, "too late"));
     }
-    partition.log.append(&header, &request.batch)
+    let replaced = state.is_replaced(header.producer_id.get(), header.producer_epoch.get());
+    let log = &mut state.by_id(&request.topic_id, request.partition)?.log;
+    if replaced && !log.holds(&header) {
+        return Err(Refusal::new(Reason::ProducerFenced, "another instance has the name"));
+    }
+    log.append(&header, &request.batch)
 }
 
 fn error(refusal: &Refusal) -> Outcome {

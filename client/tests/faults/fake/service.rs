@@ -104,14 +104,39 @@ impl Broker for Service {
 
     async fn allocate_producer(
         &self,
-        _: Request<v1::AllocateProducerRequest>,
+        request: Request<v1::AllocateProducerRequest>,
     ) -> Result<Response<v1::AllocateProducerResponse>, Status> {
         let mut state = self.shared.state.lock();
         if state.no_producer_ids {
             return Err(Refusal::new(Reason::NoLeader, "the catalog has no leader").into());
         }
+        let request = request.into_inner();
+        if !request.producer_name.is_empty() {
+            let (producer_id, epoch) = state.claim(&request)?;
+            return Ok(Response::new(v1::AllocateProducerResponse { producer_id, producer_epoch: epoch.into() }));
+        }
         state.next_producer += 1;
         Ok(Response::new(v1::AllocateProducerResponse { producer_id: state.next_producer, producer_epoch: 0 }))
+    }
+
+    async fn producer_state(
+        &self,
+        request: Request<v1::ProducerStateRequest>,
+    ) -> Result<Response<v1::ProducerStateResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.shared.state.lock();
+        let partition = state.by_id(&request.topic_id, request.partition)?;
+        if partition.leader != self.node {
+            return Err(Refusal::new(Reason::NotLeader, "not here").into());
+        }
+        let epoch = i16::try_from(request.producer_epoch).expect("an epoch");
+        let last = partition.log.fence(request.producer_id, epoch)?;
+        let last = last.map(|(epoch, sequence, offset)| v1::producer_state_response::Last {
+            producer_epoch: epoch.into(),
+            sequence,
+            offset,
+        });
+        Ok(Response::new(v1::ProducerStateResponse { last }))
     }
 
     async fn offsets(&self, request: Request<v1::OffsetsRequest>) -> Result<Response<v1::OffsetsResponse>, Status> {
