@@ -3,7 +3,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use busbar_proto::{NodeId, v1};
+use busbar_proto::{NodeId, TopicId, v1};
+use bytes::Bytes;
 
 use crate::{
     cluster::{Call, Cluster, Repeat},
@@ -109,17 +110,17 @@ impl Default for TopicOptions {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Admin {
-    pub(crate) cluster: Arc<Cluster>,
+    cluster: Arc<Cluster>,
 }
 
 /// Makes a method that sends one request to any node.
 macro_rules! ask {
-    ($self:ident, $what:literal, $repeat:ident, $timeout:expr, $rpc:ident, $request:expr) => {{
+    ($self:ident, $what:literal, $repeat:ident, $timeout:expr, $stub:ident.$rpc:ident, $request:expr) => {{
         let call = Call { what: $what, repeat: Repeat::$repeat, timeout: $timeout };
         let request = $request;
         let ask = |channel| {
             let request = request.clone();
-            async move { pool::admin(channel).$rpc(request).await }
+            async move { pool::$stub(channel).$rpc(request).await }
         };
         $self.cluster.call(call, ask).await
     }};
@@ -148,7 +149,7 @@ impl Admin {
             max_batch_bytes: max_batch_bytes.unwrap_or(0),
         };
         let request = v1::CreateTopicRequest { name: name.into(), partitions, config: Some(config) };
-        let created = ask!(self, "create the topic", Unsent, CHANGE_TIMEOUT, create_topic, request)?;
+        let created = ask!(self, "create the topic", Unsent, CHANGE_TIMEOUT, admin.create_topic, request)?;
         created.topic.ok_or_else(|| ClientError::Protocol("the topic was created, but the answer lacks it".to_owned()))
     }
 
@@ -158,7 +159,7 @@ impl Admin {
     /// No such topic.
     pub async fn delete_topic(&self, name: impl Into<String>) -> Result<(), ClientError> {
         let request = v1::DeleteTopicRequest { name: name.into() };
-        ask!(self, "delete the topic", Unsent, CHANGE_TIMEOUT, delete_topic, request).map(drop)
+        ask!(self, "delete the topic", Unsent, CHANGE_TIMEOUT, admin.delete_topic, request).map(drop)
     }
 
     /// All topics, by name.
@@ -167,7 +168,7 @@ impl Admin {
     /// Nobody answers.
     pub async fn list_topics(&self) -> Result<Vec<v1::Topic>, ClientError> {
         let timeout = self.cluster.request_timeout;
-        let listed = ask!(self, "list topics", Safe, timeout, list_topics, v1::ListTopicsRequest {})?;
+        let listed = ask!(self, "list topics", Safe, timeout, admin.list_topics, v1::ListTopicsRequest {})?;
         let mut topics = listed.topics;
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(topics)
@@ -180,7 +181,7 @@ impl Admin {
     pub async fn describe_topic(&self, name: impl Into<String>) -> Result<v1::DescribeTopicResponse, ClientError> {
         let request = v1::DescribeTopicRequest { name: name.into() };
         let timeout = self.cluster.request_timeout;
-        ask!(self, "describe the topic", Safe, timeout, describe_topic, request)
+        ask!(self, "describe the topic", Safe, timeout, admin.describe_topic, request)
     }
 
     /// Nodes, leaders and lag of the whole cluster.
@@ -189,7 +190,7 @@ impl Admin {
     /// Nobody answers.
     pub async fn describe_cluster(&self) -> Result<v1::DescribeClusterResponse, ClientError> {
         let timeout = self.cluster.request_timeout;
-        ask!(self, "describe the cluster", Safe, timeout, describe_cluster, v1::DescribeClusterRequest {})
+        ask!(self, "describe the cluster", Safe, timeout, admin.describe_cluster, v1::DescribeClusterRequest {})
     }
 
     /// Places a partition on other nodes; returns when the move is recorded, not when it is done.
@@ -203,7 +204,7 @@ impl Admin {
         to: Vec<u64>,
     ) -> Result<(), ClientError> {
         let request = v1::MovePartitionRequest { topic: topic.into(), partition, to };
-        ask!(self, "move the partition", Unsent, CHANGE_TIMEOUT, move_partition, request).map(drop)
+        ask!(self, "move the partition", Unsent, CHANGE_TIMEOUT, admin.move_partition, request).map(drop)
     }
 
     /// Moves every replica off a node; returns the number of moves recorded.
@@ -212,7 +213,7 @@ impl Admin {
     /// No such node; too few nodes left.
     pub async fn drain_node(&self, node: u64) -> Result<u32, ClientError> {
         let request = v1::DrainNodeRequest { node };
-        ask!(self, "drain the node", Unsent, CHANGE_TIMEOUT, drain_node, request).map(|done| done.moves)
+        ask!(self, "drain the node", Unsent, CHANGE_TIMEOUT, admin.drain_node, request).map(|done| done.moves)
     }
 
     /// Forgets a node that holds no replica. Its id is never used again.
@@ -221,7 +222,63 @@ impl Admin {
     /// No such node; replicas left on it.
     pub async fn remove_node(&self, node: u64) -> Result<(), ClientError> {
         let request = v1::RemoveNodeRequest { node };
-        ask!(self, "remove the node", Unsent, CHANGE_TIMEOUT, remove_node, request).map(drop)
+        ask!(self, "remove the node", Unsent, CHANGE_TIMEOUT, admin.remove_node, request).map(drop)
+    }
+
+    /// All consumer groups, and the shards whose groups are missing because nobody answered for them.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn list_groups(&self) -> Result<v1::ListGroupsResponse, ClientError> {
+        let timeout = self.cluster.request_timeout;
+        ask!(self, "list consumer groups", Safe, timeout, groups.list_groups, v1::ListGroupsRequest::default())
+    }
+
+    /// A consumer group: its members, who holds which partition, how far it is.
+    ///
+    /// # Errors
+    /// No such group.
+    pub async fn describe_group(&self, group: impl Into<String>) -> Result<v1::DescribeGroupResponse, ClientError> {
+        let request = v1::DescribeGroupRequest { group: group.into(), direct: false };
+        let timeout = self.cluster.request_timeout;
+        ask!(self, "describe the consumer group", Safe, timeout, groups.describe_group, request)
+    }
+
+    /// Sets offsets of a consumer group by hand: all of them or none. Without `force` only while it has no members; with
+    /// it they lose their claims, and begin anew at these offsets.
+    ///
+    /// # Errors
+    /// No such group or topic; members that are there.
+    pub async fn reset_group(
+        &self,
+        group: impl Into<String>,
+        entries: Vec<v1::reset_group_request::Entry>,
+        force: bool,
+    ) -> Result<(), ClientError> {
+        let request = v1::ResetGroupRequest { group: group.into(), entries, force, direct: false };
+        ask!(self, "reset the consumer group", Unsent, CHANGE_TIMEOUT, groups.reset_group, request).map(drop)
+    }
+
+    /// Forgets a consumer group without members, and its offsets.
+    ///
+    /// # Errors
+    /// No such group; members that are there.
+    pub async fn delete_group(&self, group: impl Into<String>) -> Result<(), ClientError> {
+        let request = v1::DeleteGroupRequest { group: group.into(), direct: false };
+        ask!(self, "delete the consumer group", Unsent, CHANGE_TIMEOUT, groups.delete_group, request).map(drop)
+    }
+
+    /// The offset of the first batch with a record at or after a time, in milliseconds since the Unix epoch; the high
+    /// watermark if there is none. Records of that batch before it may be older.
+    ///
+    /// # Errors
+    /// No such topic or partition, or none of its replicas answers.
+    pub async fn offset_at(&self, topic_id: TopicId, partition: u32, time_ms: i64) -> Result<u64, ClientError> {
+        let topic_id = Bytes::copy_from_slice(topic_id.as_bytes());
+        let request = v1::OffsetsRequest { topic_id, partition, at_time_ms: Some(time_ms) };
+        let timeout = self.cluster.request_timeout;
+        let found = ask!(self, "find an offset by time", Safe, timeout, broker.offsets, request)?;
+        found.offset_at_time.ok_or_else(|| ClientError::Protocol("the answer lacks the offset at that time".to_owned()))
     }
 
     /// State of the replicas on one node, asked of that node itself.

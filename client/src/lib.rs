@@ -51,7 +51,6 @@
 
 mod address;
 mod admin;
-mod admin_groups;
 mod alarm;
 mod breaker;
 mod budget;

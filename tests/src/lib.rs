@@ -5,6 +5,7 @@
 //! | [`process`] | a cluster of `busbar serve` processes: start, kill, pause, join |
 //! | [`node`] | one such process, its folder and its ports |
 //! | [`cli`] | running the `busbar` command and reading what it prints |
+//! | [`groups`] | members of consumer groups, spoken by hand |
 //! | [`wire`] | `busbar.v1` spoken without the client, to send what the client never would |
 //! | [`workload`] | publishers that note each outcome, a reader of everything |
 //! | [`verify`] | pure: what was read against what was acknowledged |
@@ -14,6 +15,7 @@
 //! processes that the harness started are signalled, and they end with it.
 
 pub mod cli;
+pub mod groups;
 pub mod node;
 pub mod process;
 pub mod verify;

@@ -148,7 +148,7 @@ async fn a_fence_outlives_its_leader() -> anyhow::Result<()> {
 async fn requests_that_make_no_sense_are_refused() -> anyhow::Result<()> {
     let cluster = ProcessCluster::start(1).await?;
     let client = cluster.client().await?;
-    client.admin().create_topic(TOPIC, TopicOptions { partitions: 1, ..TopicOptions::default() }).await?;
+    client.admin().create_topic(TOPIC, TopicOptions { partitions: 1, replicas: 1, ..TopicOptions::default() }).await?;
     let topic_id = client.admin().describe_topic(TOPIC).await?.id;
     let mut broker = wire::connect(&cluster.node(1)?.address).await?;
     let claim = |name: &str, instance, renews_epoch| v1::AllocateProducerRequest {

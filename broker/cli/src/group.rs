@@ -1,19 +1,21 @@
 //! `busbar group list | describe | reset | delete`.
 
 use std::{
-    collections::BTreeMap,
     process::ExitCode,
+    str::FromStr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::bail;
-use busbar_client::{Admin, v1};
+use anyhow::{Context, bail, ensure};
+use busbar_client::Admin;
+use busbar_proto::{GroupName, TopicId, TopicName, v1};
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::{
     connection::ServerArgs,
-    output::{OutputArgs, Table, list},
+    output::{OutputArgs, Table, diagnose, list},
+    view::{some_unless_zero, topic_id_text},
 };
 
 #[derive(clap::Args)]
@@ -26,12 +28,12 @@ pub(crate) struct Args {
 enum Command {
     /// List the consumer groups
     List(CommonArgs),
-    /// Show a group: members, who reads what, how far it is behind
-    Describe(GroupArgs),
-    /// Set where a group goes on
+    /// Show a group's members, who holds which partition, and how far behind it is
+    Describe(NameArgs),
+    /// Set a group's offsets by hand
     Reset(ResetArgs),
-    /// Forget a group and its offsets
-    Delete(GroupArgs),
+    /// Forget a group and its offsets, for good; it must have no members
+    Delete(NameArgs),
 }
 
 #[derive(clap::Args)]
@@ -43,9 +45,9 @@ struct CommonArgs {
 }
 
 #[derive(clap::Args)]
-struct GroupArgs {
+struct NameArgs {
     /// The group
-    group: String,
+    group: GroupName,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -53,36 +55,37 @@ struct GroupArgs {
 #[derive(clap::Args)]
 struct ResetArgs {
     /// The group
-    group: String,
-    /// Where to: earliest, latest, an offset, a time (2026-11-20T12:00:00Z) or how long ago (90m)
-    #[arg(long, value_name = "WHERE", value_parser = Goal::parse)]
-    to: Goal,
-    /// Only this topic or partition; may be given again [default: everything that the group has read]
-    #[arg(long = "topic", value_name = "TOPIC[/P]")]
-    topics: Vec<String>,
-    /// Also while the group has members: they lose what they hold and begin there
+    group: GroupName,
+    /// Where it goes on: earliest, latest, an offset, a time (2026-11-24T12:00:00Z), or how long ago (90m, 2days)
+    #[arg(long, value_name = "POSITION")]
+    to: Target,
+    /// Only this topic; may be repeated [default: all topics of the group]
+    #[arg(long, value_name = "TOPIC")]
+    topic: Vec<TopicName>,
+    /// Only this partition
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    /// Also while the group has members: they begin anew there
     #[arg(long)]
     force: bool,
-    /// Only print what would be set
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
 
-/// Where a group is to go on.
+/// Where a group is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Goal {
+enum Target {
     Earliest,
     Latest,
     Offset(u64),
-    /// Milliseconds since the Unix epoch.
-    Time(i64),
+    Time(SystemTime),
     Ago(Duration),
 }
 
-impl Goal {
-    fn parse(text: &str) -> Result<Self, String> {
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "earliest" => return Ok(Self::Earliest),
             "latest" => return Ok(Self::Latest),
@@ -92,30 +95,14 @@ impl Goal {
             return Ok(Self::Offset(offset));
         }
         if let Ok(time) = humantime::parse_rfc3339_weak(text) {
-            let since = time.duration_since(UNIX_EPOCH).map_err(|_| "the time is before 1970".to_owned())?;
-            return i64::try_from(since.as_millis()).map(Self::Time).map_err(|error| error.to_string());
+            return Ok(Self::Time(time));
         }
-        humantime::parse_duration(text)
-            .map(Self::Ago)
-            .map_err(|_| "write earliest, latest, an offset, a time like 2026-11-20T12:00:00Z, or 90m".to_owned())
-    }
-
-    fn time_ms(self, now_ms: i64) -> Option<i64> {
-        match self {
-            Self::Time(at) => Some(at),
-            Self::Ago(ago) => Some(now_ms.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))),
-            Self::Earliest | Self::Latest | Self::Offset(_) => None,
-        }
-    }
-
-    /// The offset to set, given a partition's bounds.
-    fn offset(self, bounds: &v1::OffsetsResponse) -> u64 {
-        match self {
-            Self::Earliest => bounds.log_start,
-            Self::Latest => bounds.high_watermark,
-            Self::Offset(offset) => offset,
-            Self::Time(_) | Self::Ago(_) => bounds.offset_at_time.unwrap_or(bounds.high_watermark),
-        }
+        let wrong = |_| {
+            format!(
+                "{text:?} is no position: write earliest, latest, an offset, 2026-11-24T12:00:00Z, or 90m for 90 minutes ago"
+            )
+        };
+        humantime::parse_duration(text).map(Self::Ago).map_err(wrong)
     }
 }
 
@@ -145,29 +132,24 @@ struct Summary {
 }
 
 async fn list_groups(args: CommonArgs) -> anyhow::Result<()> {
-    let listed = args.server.connect().await?.admin().list_groups().await?;
-    let summary = |found: v1::list_groups_response::Summary| Summary {
-        group: found.group,
-        shard: found.shard,
-        members: found.members,
-        generation: found.generation,
-        topics: found.topics,
+    let answer = args.server.connect().await?.admin().list_groups().await?;
+    let summary = |group: v1::list_groups_response::Summary| {
+        let v1::list_groups_response::Summary { group, shard, members, generation, topics } = group;
+        Summary { group, shard, members, generation, topics }
     };
-    let groups = Groups {
-        groups: listed.groups.into_iter().map(summary).collect(),
-        unanswered_shards: listed.unanswered_shards,
-    };
+    let groups = answer.groups.into_iter().map(summary).collect();
+    let groups = Groups { groups, unanswered_shards: answer.unanswered_shards };
     args.output.print(&groups, |all| {
-        let mut table = Table::new(["group", "members", "generation", "topics"]);
+        let mut table = Table::new(["group", "members", "topics", "shard"]);
         for group in &all.groups {
-            let (members, generation) = (group.members.to_string(), group.generation.to_string());
-            table.row([group.group.clone(), members, generation, group.topics.join(", ")]);
+            table.row([group.group.clone(), group.members.to_string(), list(&group.topics), group.shard.to_string()]);
         }
-        match all.unanswered_shards.as_slice() {
-            [] => table.to_string(),
-            missing => format!("{table}shards without an answer, whose groups are missing: {}", list(missing)),
-        }
+        table.to_string()
     })?;
+    if !groups.unanswered_shards.is_empty() {
+        let shards = list(&groups.unanswered_shards);
+        diagnose(format_args!("groups of shards {shards} are missing: nobody answered for them"));
+    }
     Ok(())
 }
 
@@ -175,198 +157,185 @@ async fn list_groups(args: CommonArgs) -> anyhow::Result<()> {
 struct Description {
     group: String,
     shard: u32,
-    /// `null` while the shard has none.
     leader: Option<u64>,
     generation: u64,
-    members: Vec<Member>,
-    partitions: Vec<Partition>,
+    members: Vec<MemberView>,
+    partitions: Vec<PartitionView>,
+    lag: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Member {
+struct MemberView {
     id: u64,
     name: Option<String>,
     topics: Vec<String>,
     session_timeout_ms: u64,
     silent_ms: u64,
+    partitions: usize,
 }
 
 #[derive(Serialize)]
-struct Partition {
+struct PartitionView {
     topic: String,
+    topic_id: String,
     partition: u32,
-    /// `null` while nobody holds it.
     member: Option<u64>,
-    /// The next offset to read; `null` if nothing was committed.
     committed: Option<u64>,
     log_start: Option<u64>,
     high_watermark: Option<u64>,
-    /// Records that are not done; `null` when the partition's leader did not answer.
     lag: Option<u64>,
-    /// Since the newest record that is done was made; 0 when nothing is left to do, `null` when unknown.
     lag_seconds: Option<f64>,
 }
 
-impl Partition {
-    fn new(told: v1::describe_group_response::Partition, now_ms: i64) -> Self {
-        let committed = told.committed.as_ref().map(|committed| committed.offset);
-        let place = committed.or(told.log_start);
-        let lag = told.high_watermark.and_then(|end| Some(end.saturating_sub(place?.max(told.log_start?))));
-        let done_at = told.committed.map(|committed| committed.record_time_ms).filter(|time| *time > 0);
-        let behind = |time: i64| now_ms.saturating_sub(time).max(0) as f64 / 1e3;
+impl PartitionView {
+    fn new(wire: v1::describe_group_response::Partition, now_ms: i64) -> Self {
+        let committed = wire.committed.as_ref().map(|committed| committed.offset);
+        // What a new member would begin with counts as unread.
+        let next = committed.max(wire.log_start);
+        let lag = wire.high_watermark.zip(next).map(|(end, next)| end.saturating_sub(next));
+        let done_ms = wire.committed.map(|committed| committed.record_time_ms).filter(|time| *time > 0);
+        let lag_seconds = match lag {
+            Some(0) => Some(0.0),
+            Some(_) => done_ms.map(|time| now_ms.saturating_sub(time).max(0) as f64 / 1e3),
+            None => None,
+        };
         Self {
-            topic: told.topic,
-            partition: told.partition,
-            member: (told.member_id > 0).then_some(told.member_id),
+            topic: wire.topic,
+            topic_id: topic_id_text(&wire.topic_id),
+            partition: wire.partition,
+            member: some_unless_zero(wire.member_id),
             committed,
-            log_start: told.log_start,
-            high_watermark: told.high_watermark,
+            log_start: wire.log_start,
+            high_watermark: wire.high_watermark,
             lag,
-            lag_seconds: if lag == Some(0) { Some(0.0) } else { done_at.map(behind) },
+            lag_seconds,
         }
     }
 }
 
-/// Milliseconds since the Unix epoch.
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+impl Description {
+    fn new(wire: v1::DescribeGroupResponse, now_ms: i64) -> Self {
+        let partitions: Vec<_> =
+            wire.partitions.into_iter().map(|partition| PartitionView::new(partition, now_ms)).collect();
+        let member = |member: v1::describe_group_response::Member| MemberView {
+            partitions: partitions.iter().filter(|held| held.member == Some(member.member_id)).count(),
+            id: member.member_id,
+            name: Some(member.member_name).filter(|name| !name.is_empty()),
+            topics: member.topics,
+            session_timeout_ms: member.session_timeout_ms,
+            silent_ms: member.silent_ms,
+        };
+        Self {
+            members: wire.members.into_iter().map(member).collect(),
+            lag: partitions.iter().map(|partition| partition.lag).sum(),
+            group: wire.group,
+            shard: wire.shard,
+            leader: some_unless_zero(wire.leader),
+            generation: wire.generation,
+            partitions,
+        }
+    }
 }
 
-fn or_dash<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-async fn describe(args: GroupArgs) -> anyhow::Result<()> {
-    let told = args.common.server.connect().await?.admin().describe_group(args.group).await?;
-    let now_ms = now_ms();
-    let member = |told: v1::describe_group_response::Member| Member {
-        id: told.member_id,
-        name: Some(told.member_name).filter(|name| !name.is_empty()),
-        topics: told.topics,
-        session_timeout_ms: told.session_timeout_ms,
-        silent_ms: told.silent_ms,
-    };
-    let description = Description {
-        group: told.group,
-        shard: told.shard,
-        leader: (told.leader > 0).then_some(told.leader),
-        generation: told.generation,
-        members: told.members.into_iter().map(member).collect(),
-        partitions: told.partitions.into_iter().map(|told| Partition::new(told, now_ms)).collect(),
-    };
-    args.common.output.print(&description, text)?;
+async fn describe(args: NameArgs) -> anyhow::Result<()> {
+    let admin = args.common.server.connect().await?.admin();
+    let description = Description::new(admin.describe_group(args.group.as_str()).await?, now_ms());
+    args.common.output.print(&description, description_text)?;
     Ok(())
 }
 
-fn text(group: &Description) -> String {
-    let mut members = Table::new(["member", "name", "topics", "silent"]);
+fn description_text(group: &Description) -> String {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let mut members = Table::new(["member", "name", "partitions", "topics", "silent", "session timeout"]);
     for member in &group.members {
-        let silent = format!("{:.1} s", member.silent_ms as f64 / 1e3);
-        members.row([member.id.to_string(), or_dash(member.name.clone()), member.topics.join(", "), silent]);
+        members.row([
+            member.id.to_string(),
+            member.name.clone().unwrap_or_else(|| "-".to_owned()),
+            member.partitions.to_string(),
+            list(&member.topics),
+            format!("{} ms", member.silent_ms),
+            format!("{} ms", member.session_timeout_ms),
+        ]);
     }
-    let mut partitions = Table::new(["partition", "member", "committed", "end", "lag", "lag in time"]);
+    let mut partitions = Table::new(["partition", "member", "committed", "high watermark", "lag", "lag in time"]);
     for partition in &group.partitions {
         partitions.row([
             format!("{}/{}", partition.topic, partition.partition),
-            or_dash(partition.member),
-            or_dash(partition.committed),
-            or_dash(partition.high_watermark),
-            or_dash(partition.lag),
-            or_dash(partition.lag_seconds.map(|seconds| format!("{seconds:.1} s"))),
+            number(partition.member),
+            number(partition.committed),
+            number(partition.high_watermark),
+            number(partition.lag),
+            partition.lag_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
         ]);
     }
-    let Description { group, shard, generation, leader, .. } = group;
-    let leader = or_dash(*leader);
-    format!("{group}: generation {generation}, shard {shard} on node {leader}\n{members}\n{partitions}")
+    let (name, generation, lag) = (&group.group, group.generation, number(group.lag));
+    let (count, shard, leader) = (group.members.len(), group.shard, number(group.leader));
+    let head = format!("{name}: {count} members, generation {generation}, lag {lag}; shard {shard} on node {leader}");
+    format!("{head}\n\n{members}\n\n{partitions}")
 }
 
 #[derive(Serialize)]
 struct Reset {
     group: String,
-    /// False with `--dry-run`.
-    done: bool,
-    partitions: Vec<Change>,
+    offsets: Vec<ResetOffset>,
 }
 
 #[derive(Serialize)]
-struct Change {
+struct ResetOffset {
     topic: String,
     partition: u32,
-    from: Option<u64>,
-    to: u64,
-    #[serde(skip)]
-    topic_id: bytes::Bytes,
+    offset: u64,
 }
 
 async fn reset(args: ResetArgs) -> anyhow::Result<()> {
     let admin = args.common.server.connect().await?.admin();
-    let group = admin.describe_group(args.group.as_str()).await?;
-    let partitions = changes(&admin, &group, &args).await?;
-    if !args.dry_run {
-        let entry = |change: &Change| v1::reset_group_request::Entry {
-            topic_id: change.topic_id.clone(),
-            partition: change.partition,
-            offset: change.to,
-        };
-        admin.reset_group(args.group.as_str(), partitions.iter().map(entry).collect(), args.force).await?;
-    }
-    let reset = Reset { group: args.group, done: !args.dry_run, partitions };
-    args.common.output.print(&reset, |reset| {
-        let mut table = Table::new(["partition", "was at", "goes on at"]);
-        for change in &reset.partitions {
-            let name = format!("{}/{}", change.topic, change.partition);
-            table.row([name, or_dash(change.from), change.to.to_string()]);
+    let described = admin.describe_group(args.group.as_str()).await?;
+    let mut offsets = Vec::new();
+    let mut entries = Vec::new();
+    for partition in described.partitions {
+        let is_meant = args.topic.is_empty() || args.topic.iter().any(|topic| topic.as_str() == partition.topic);
+        if !is_meant || args.partition.is_some_and(|only| only != partition.partition) {
+            continue;
         }
-        table.to_string()
+        let offset = resolve(&admin, args.to, &partition).await?;
+        let v1::describe_group_response::Partition { topic_id, topic, partition, .. } = partition;
+        entries.push(v1::reset_group_request::Entry { topic_id, partition, offset });
+        offsets.push(ResetOffset { topic, partition, offset });
+    }
+    ensure!(!entries.is_empty(), "group {} reads no such partition; `busbar group describe` lists them", args.group);
+    admin.reset_group(args.group.as_str(), entries, args.force).await?;
+    let done = Reset { group: args.group.to_string(), offsets };
+    args.common.output.print(&done, |reset| {
+        let mut table = Table::new(["partition", "offset"]);
+        for to in &reset.offsets {
+            table.row([format!("{}/{}", to.topic, to.partition), to.offset.to_string()]);
+        }
+        format!("reset {}\n{table}", reset.group)
     })?;
     Ok(())
 }
 
-/// What is to be set: the named partitions, or all that the group knows.
-async fn changes(admin: &Admin, group: &v1::DescribeGroupResponse, args: &ResetArgs) -> anyhow::Result<Vec<Change>> {
-    let known: BTreeMap<(&str, u32), Option<u64>> = group
-        .partitions
-        .iter()
-        .map(|told| ((told.topic.as_str(), told.partition), told.committed.as_ref().map(|committed| committed.offset)))
-        .collect();
-    let mut wanted: Vec<(&str, Option<u32>)> = Vec::new();
-    for name in &args.topics {
-        wanted.push(match name.rsplit_once('/') {
-            Some((topic, partition)) => match partition.parse() {
-                Ok(partition) => (topic, Some(partition)),
-                Err(_) => bail!("{name:?} names no partition: write TOPIC or TOPIC/P"),
-            },
-            None => (name, None),
-        });
-    }
-    if wanted.is_empty() {
-        wanted.extend(known.keys().map(|(topic, _)| (*topic, None)));
-        wanted.dedup();
-    }
-    if wanted.is_empty() {
-        bail!("the group has read nothing yet: name what it is to read with --topic");
-    }
-    let mut changes = Vec::new();
-    for (topic, only) in wanted {
-        let id = admin.describe_topic(topic).await?.id;
-        let bounds = admin.offsets(topic, args.to.time_ms(now_ms())).await?;
-        if let Some(partition) = only.filter(|partition| *partition as usize >= bounds.len()) {
-            bail!("topic {topic} has no partition {partition}: its partitions are 0 to {}", bounds.len() - 1);
-        }
-        for (partition, bounds) in
-            (0..).zip(&bounds).filter(|(partition, _)| only.is_none_or(|only| only == *partition))
-        {
-            let to = args.to.offset(bounds);
-            if !(bounds.log_start..=bounds.high_watermark).contains(&to) {
-                let (start, end) = (bounds.log_start, bounds.high_watermark);
-                bail!("{topic}/{partition} does not have offset {to}: it holds {start} to {end} (exclusive)");
-            }
-            let from = known.get(&(topic, partition)).copied().flatten();
-            changes.push(Change { topic: topic.to_owned(), partition, from, to, topic_id: id.clone() });
-        }
-    }
-    Ok(changes)
+/// The offset in one partition that a target means.
+async fn resolve(
+    admin: &Admin,
+    target: Target,
+    partition: &v1::describe_group_response::Partition,
+) -> anyhow::Result<u64> {
+    let name = format!("{}/{}", partition.topic, partition.partition);
+    let bounds = partition.log_start.zip(partition.high_watermark);
+    let (start, end) = bounds.with_context(|| format!("the leader of {name} does not answer: try again"))?;
+    let time_ms = match target {
+        Target::Earliest => return Ok(start),
+        Target::Latest => return Ok(end),
+        Target::Offset(offset) if (start..=end).contains(&offset) => return Ok(offset),
+        Target::Offset(offset) => bail!(
+            "{name} has no offset {offset}: it holds {start} to {end}; name a partition with --topic and --partition"
+        ),
+        Target::Time(time) => unix_ms(time),
+        Target::Ago(ago) => now_ms().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)),
+    };
+    let topic = TopicId::from_slice(&partition.topic_id).context("the answer names no topic")?;
+    Ok(admin.offset_at(topic, partition.partition, time_ms).await?.clamp(start, end))
 }
 
 #[derive(Serialize)]
@@ -374,12 +343,22 @@ struct Deleted<'a> {
     deleted: &'a str,
 }
 
-async fn delete(args: GroupArgs) -> anyhow::Result<()> {
-    args.common.server.connect().await?.admin().delete_group(args.group.as_str()).await?;
+async fn delete(args: NameArgs) -> anyhow::Result<()> {
+    let admin = args.common.server.connect().await?.admin();
+    admin.delete_group(args.group.as_str()).await?;
     args.common
         .output
         .print(&Deleted { deleted: args.group.as_str() }, |group| format!("deleted {}", group.deleted))?;
     Ok(())
+}
+
+fn now_ms() -> i64 {
+    unix_ms(SystemTime::now())
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -387,28 +366,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn goals_are_understood() {
-        assert_eq!(Goal::parse("earliest"), Ok(Goal::Earliest));
-        assert_eq!(Goal::parse("17"), Ok(Goal::Offset(17)));
-        assert_eq!(Goal::parse("1970-01-01T00:00:01Z"), Ok(Goal::Time(1_000)));
-        assert_eq!(Goal::parse("90m"), Ok(Goal::Ago(Duration::from_secs(5_400))));
-        assert!(Goal::parse("yesterday").is_err());
-        assert_eq!(Goal::Ago(Duration::from_secs(1)).time_ms(5_000), Some(4_000));
+    fn positions_are_read() {
+        for (text, want) in [
+            ("earliest", Target::Earliest),
+            ("latest", Target::Latest),
+            ("17", Target::Offset(17)),
+            ("1970-01-01T00:00:05Z", Target::Time(UNIX_EPOCH + Duration::from_secs(5))),
+            ("1970-01-01 00:00:05", Target::Time(UNIX_EPOCH + Duration::from_secs(5))),
+            ("90m", Target::Ago(Duration::from_secs(5_400))),
+        ] {
+            assert_eq!(text.parse(), Ok(want), "{text}");
+        }
+        for wrong in ["", "yesterday", "-1", "12 o'clock"] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
     }
 
     #[test]
-    fn lag_counts_what_is_there() {
-        let told = |offset, start, end| v1::describe_group_response::Partition {
-            committed: Some(v1::Committed { offset, record_time_ms: 9_000, ..v1::Committed::default() }),
-            log_start: Some(start),
-            high_watermark: Some(end),
-            ..v1::describe_group_response::Partition::default()
+    fn lag_is_what_a_member_would_still_read() {
+        let at = |committed: Option<(u64, i64)>, log_start, high_watermark| {
+            let committed = committed.map(|(offset, record_time_ms)| v1::Committed {
+                offset,
+                record_time_ms,
+                ..Default::default()
+            });
+            let wire =
+                v1::describe_group_response::Partition { committed, log_start, high_watermark, ..Default::default() };
+            let view = PartitionView::new(wire, 10_000);
+            (view.lag, view.lag_seconds)
         };
-        let done = Partition::new(told(7, 0, 7), 10_000);
-        assert_eq!((done.lag, done.lag_seconds), (Some(0), Some(0.0)));
-        let behind = Partition::new(told(3, 5, 7), 10_000);
-        assert_eq!((behind.lag, behind.lag_seconds), (Some(2), Some(1.0)), "what retention took is no lag");
-        let silent = Partition::new(v1::describe_group_response::Partition::default(), 10_000);
-        assert_eq!((silent.lag, silent.lag_seconds), (None, None));
+        assert_eq!(at(Some((7, 4_000)), Some(0), Some(10)), (Some(3), Some(6.0)));
+        assert_eq!(at(Some((10, 4_000)), Some(0), Some(10)), (Some(0), Some(0.0)), "nothing is left");
+        assert_eq!(at(None, Some(4), Some(10)), (Some(6), None), "nothing is done yet");
+        assert_eq!(at(Some((2, 4_000)), Some(4), Some(10)), (Some(6), Some(6.0)), "retention was faster");
+        assert_eq!(at(Some((2, 4_000)), None, None), (None, None), "its leader does not answer");
     }
 }

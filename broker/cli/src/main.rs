@@ -56,10 +56,10 @@ enum Command {
     Request(request::Args),
     /// Answer requests with what a command prints
     Reply(reply::Args),
-    /// Consumer groups: list, describe, set offsets, delete
-    Group(group::Args),
     /// The state of the cluster, and moving things in it
     Cluster(cluster::Args),
+    /// Consumer groups: list, describe (members, lag), reset, delete
+    Group(group::Args),
     /// Exit 0 if a node answers
     Health(health::Args),
     /// Show it at work: a local cluster, a killed leader, every acknowledged record checked
@@ -77,8 +77,8 @@ fn main() -> ExitCode {
         Command::Sub(args) => block_on(subscribe::run(args)),
         Command::Request(args) => block_on(request::run(args)),
         Command::Reply(args) => block_on(reply::run(args)),
-        Command::Group(args) => block_on(group::run(args)),
         Command::Cluster(args) => block_on(cluster::run(args)),
+        Command::Group(args) => block_on(group::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };

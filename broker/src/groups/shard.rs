@@ -82,13 +82,15 @@ impl Shard {
         self.group.shared().read()
     }
 
-    /// Carries out a command; refused unless this node leads the shard.
+    /// Carries out a command; refused unless this node leads the shard. What can't be read back is never proposed: as an
+    /// entry it would stop the shard on every replica.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, Refusal> {
         let payload = command.encode();
         if payload.len() > limits::ENTRY_BYTES_MAX {
             let message = format!("{} bytes at once are too many for a shard of consumer groups", payload.len());
             return Err(Refusal::new(Reason::InvalidArgument, message));
         }
+        Command::decode(&payload).map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
         let head_len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let proposal = Proposal { mark: 0, time_ms: self.clock.unix_ms(), head_len, payload };
         match self.group.propose(proposal).await {

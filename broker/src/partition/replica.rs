@@ -27,6 +27,8 @@ use crate::{
 
 /// Publishes queued before the sequencer; their bytes are bounded by the budgets.
 const QUEUE_PUBLISHES: usize = 4096;
+/// Read at once when a time is looked for behind an entry without records.
+const TIME_SCAN_BYTES: usize = 1 << 20;
 /// How long a publish may wait for room before it is refused.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
 
@@ -208,14 +210,20 @@ impl Replica {
         let Some(index) = self.group.log().find_time(time_ms).await.map_err(unreadable)? else {
             return Ok(high_watermark);
         };
-        let (entries, _) = self.group.read_records(LogIndex::new(index), 1).await.map_err(unreadable)?;
-        let first = entries.first().and_then(|entry| EntryHead::decode(&entry.head).ok());
-        match first {
-            Some(EntryHead::Batches { batches, .. }) => {
-                let at = batches.iter().find(|batch| batch.max_timestamp_ms >= time_ms).or(batches.first());
-                Ok(at.map_or(high_watermark, |batch| batch.base_offset).max(log_start))
+        // What was found may be an entry without records, such as a new leader's first: those have times, too.
+        let mut from = LogIndex::new(index);
+        loop {
+            let (entries, next) = self.group.read_records(from, TIME_SCAN_BYTES).await.map_err(unreadable)?;
+            for entry in &entries {
+                let Ok(EntryHead::Batches { batches, .. }) = EntryHead::decode(&entry.head) else { continue };
+                if let Some(batch) = batches.iter().find(|batch| batch.max_timestamp_ms >= time_ms) {
+                    return Ok(batch.base_offset.max(log_start));
+                }
             }
-            _ => Ok(log_start),
+            if next <= from {
+                return Ok(high_watermark);
+            }
+            from = next;
         }
     }
 

@@ -260,7 +260,7 @@ impl GroupHandle {
         self.checkpoints.forget_purged().map_err(|error| self.failed(&error))
     }
 
-    /// Stores the applied state so that a restart replays little. For a clean shutdown, before [`Group::stop`].
+    /// Stores the applied state so that a restart replays little. For a clean shutdown, before [`GroupHandle::stop`].
     pub async fn checkpoint(&self) {
         let done = self.raft.with_state_machine(|machine| {
             machine.checkpoint_applied();
@@ -285,7 +285,7 @@ impl GroupHandle {
         }
     }
 
-    /// Deletes the group's checkpoints. After [`Group::stop`], when its log is removed too.
+    /// Deletes the group's checkpoints. After [`GroupHandle::stop`], when its log is removed too.
     pub fn forget_checkpoints(&self) -> Result<(), GroupError> {
         checkpoint::forget_all(&*self.store, self.id).map_err(|error| self.failed(&error))
     }

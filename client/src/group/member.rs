@@ -71,6 +71,17 @@ pub(super) struct Seat {
     pub(super) told: usize,
 }
 
+impl Seat {
+    /// To be told to the coordinator, on this stream and on the next.
+    fn note_released(&mut self, claim: Claim) {
+        if self.released.len() == RELEASED_MAX {
+            self.released.pop_front();
+            self.told = self.told.saturating_sub(1);
+        }
+        self.released.push_back(claim);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(super) cluster: Arc<Cluster>,
@@ -187,6 +198,24 @@ impl Member {
         self.upkeep.notify_one();
     }
 
+    /// The coordinator waits for these. What is held of them is being given up; what is not, because it was given and
+    /// taken back before the member heard of it, is free at once.
+    pub(super) fn disown(&self, claims: Vec<Claim>) {
+        if self.closing.load(Ordering::Acquire) {
+            return;
+        }
+        let held: Vec<Claim> = self.holdings().iter().map(|holding| holding.claim).collect();
+        let mut seat = self.seat.lock();
+        let unknown = claims.into_iter().filter(|claim| !held.contains(claim));
+        let unknown: Vec<Claim> = unknown.filter(|claim| !seat.released.contains(claim)).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        unknown.into_iter().for_each(|claim| seat.note_released(claim));
+        drop(seat);
+        self.tell.notify_one();
+    }
+
     fn begin(&self, assigned: Assigned) -> (Arc<Holding>, Assigned) {
         let tenure = Tenure::new(self.next_tenure.fetch_add(1, Ordering::Relaxed));
         let holding = Arc::new(Holding::new(tenure, assigned.claim, assigned.topic.as_str().into()));
@@ -216,12 +245,7 @@ impl Member {
         self.counters.revoked.add(1);
         self.counters.paused(self.cluster.env.now().saturating_duration_since(since));
         if !self.closing.load(Ordering::Acquire) {
-            let mut seat = self.seat.lock();
-            if seat.released.len() == RELEASED_MAX {
-                seat.released.pop_front();
-                seat.told = seat.told.saturating_sub(1);
-            }
-            seat.released.push_back(holding.claim);
+            self.seat.lock().note_released(holding.claim);
         }
         self.tell.notify_one();
         self.holdings_changed();

@@ -238,7 +238,11 @@ impl Member {
         match event {
             Event::Joined(joined) => self.seated(stream, address, &joined),
             Event::Alive(_) => {}
-            Event::Assignment(assignment) => self.assigned(Assigned::from_wire(assignment)),
+            Event::Assignment(assignment) => {
+                let to_release = assignment.to_release.iter().filter_map(Claim::from_wire).collect();
+                self.assigned(Assigned::from_wire(assignment));
+                self.disown(to_release);
+            }
             Event::Ended(error) => return Some(self.word(Refusal::from_wire(error))),
         }
         let mut seat = self.seat.lock();

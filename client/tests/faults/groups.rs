@@ -230,6 +230,32 @@ async fn members_share_and_hand_over_without_a_record_twice() {
     stats_of_first.abort();
 }
 
+/// A partition that is given to a member and meant for another before the member has heard of it would be nobody's for
+/// ever: only the member can say that it does not have it.
+#[tokio::test]
+async fn what_a_member_never_heard_of_it_releases() {
+    let (cluster, client) = Cluster::with_topic(6).await;
+    let (mut first, mut second) = (joined(member(&client)).await, joined(member(&client)).await);
+    until("a share", &cluster, |cluster| {
+        let held = cluster.edit_all(|state| state.group(GROUP).held.clone());
+        held.values().map(|(member, _)| *member).collect::<BTreeSet<_>>().len() == 2
+    })
+    .await;
+    let (place, claim) = cluster.edit_all(|state| {
+        let group = state.group(GROUP);
+        let place = group.held.keys().next().cloned().expect("held");
+        let claim = group.give_and_take_back(&place);
+        (place, claim)
+    });
+    until("it is given on", &cluster, |cluster| {
+        cluster.edit_all(|state| state.group(GROUP).held.get(&place).is_some_and(|(_, now)| *now > claim))
+    })
+    .await;
+    for consumer in [&mut first, &mut second] {
+        soon("close", consumer.close()).await.expect("nothing is left to commit");
+    }
+}
+
 #[tokio::test]
 async fn after_a_crash_a_poisoned_record_is_found_and_nobody_else_is_blamed() {
     const POISON: u64 = 7;

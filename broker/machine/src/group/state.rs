@@ -141,6 +141,13 @@ impl Group {
         self.partitions.iter().filter(move |(_, position)| is_its(position)).map(|(key, position)| (*key, position))
     }
 
+    /// What a member still holds and should not. It may have been told of it, or not.
+    pub fn to_release(&self, member: MemberId) -> impl Iterator<Item = (PartitionKey, ClaimId)> {
+        let is_owed = move |position: &Position| position.holder == Some(member) && position.target != Some(member);
+        let owed = self.partitions.iter().filter(move |(_, position)| is_owed(position));
+        owed.map(|(key, position)| (*key, position.claim))
+    }
+
     pub(super) fn insert_member(&mut self, id: MemberId, member: Member) {
         self.bytes += member.bytes();
         if let Some(before) = self.members.insert(id, member) {

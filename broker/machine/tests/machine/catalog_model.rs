@@ -27,11 +27,14 @@ fn any_command() -> impl Strategy<Value = Command> {
     let address = (0..4_u16).prop_map(|port| format!("a:{port}"));
     let unreachable = vec(any_node(), 0..2).boxed();
     let config = (0..5_u32).prop_map(|replicas| TopicConfig { replicas, ..TopicConfig::default() });
-    let id = (0..20_u8).prop_map(|id| TopicId::from_bytes([id; 16]));
+    let id = (0..20_u8).prop_map(|id| TopicId::from_bytes([id; 16])).boxed();
     prop_oneof![
         1 => any_name().prop_map(|cluster| Command::InitCluster { cluster, incarnation: "abc".into() }),
         6 => (proptest::option::of(any_node()), address.clone(), address).prop_map(|(node, address, peer_address)| {
             Command::RegisterNode { node, address, peer_address }
+        }),
+        1 => (id.clone(), 0..4_u32, unreachable.clone()).prop_map(|(id, shards, unreachable)| {
+            Command::CreateGroupShards { id, shards, unreachable }
         }),
         4 => (any_name(), id, 0..6_u32, config, unreachable.clone()).prop_map(
             |(name, id, partitions, config, unreachable)| Command::CreateTopic {

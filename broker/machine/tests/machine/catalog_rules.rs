@@ -1,7 +1,7 @@
 //! What the catalog refuses and why, its limits, names that are nearly right, and snapshots that can't be.
 
 use busbar_machine::{
-    catalog::{Catalog, Command, Outcome, PRODUCER_IDS_PER_BLOCK_MAX, TopicConfig},
+    catalog::{Catalog, Command, GROUPS_TOPIC, Outcome, PRODUCER_IDS_PER_BLOCK_MAX, TopicConfig, TopicKind},
     codec::DecodeError,
 };
 use busbar_proto::{GroupId, NodeId, PartitionId, ProducerEpoch, ProducerId, Reason, TopicId, limits};
@@ -290,4 +290,36 @@ fn snapshots_that_cannot_be_are_refused() {
         let error = Catalog::decode(text.replacen(from, to, 1).as_bytes());
         assert!(matches!(error, Err(DecodeError::Invalid { .. })), "{name}: {error:?}");
     }
+}
+
+#[test]
+fn the_shards_of_groups_are_made_once_and_are_nobody_else_s() {
+    let mut catalog = cluster(3);
+    let shards = |id: u8, unreachable: &[u64]| Command::CreateGroupShards {
+        id: TopicId::from_bytes([id; 16]),
+        shards: 4,
+        unreachable: unreachable.iter().copied().map(NodeId::new).collect(),
+    };
+    let created = Outcome::TopicCreated { id: TopicId::from_bytes([1; 16]) };
+    assert_eq!(catalog.apply(shards(1, &[3])), created);
+    let version = catalog.version();
+    assert_eq!(catalog.apply(shards(2, &[])), created, "the first one counts");
+    assert_eq!(catalog.version(), version);
+    let topic = catalog.groups_topic().unwrap();
+    assert_eq!((topic.kind, topic.partitions.len(), topic.config.replicas), (TopicKind::Groups, 4, 3));
+    assert!(
+        catalog.partitions().all(|partition| partition.replicas.len() == 3),
+        "a node that is down for a moment counts"
+    );
+    assert_eq!(reason(catalog.apply(create(GROUPS_TOPIC, 9, 1))), Reason::InvalidName);
+    assert_eq!(reason(catalog.apply(create("__mine", 9, 1))), Reason::InvalidName);
+    assert_eq!(reason(catalog.apply(Command::DeleteTopic { name: GROUPS_TOPIC.into() })), Reason::InvalidName);
+    assert_eq!(catalog.closest_topic_name("__group"), None, "it is suggested to nobody");
+    assert_eq!(catalog.require_records_topic(GROUPS_TOPIC).unwrap_err().reason, Reason::UnknownTopic);
+    assert_eq!(Catalog::decode(&catalog.encode()), Ok(catalog.clone()));
+    // With nodes enough an unreachable one gets none.
+    let mut larger = cluster(4);
+    let _ = larger.apply(shards(1, &[2]));
+    assert!(larger.partitions().all(|partition| !partition.replicas.contains(&NodeId::new(2))));
+    assert_eq!(reason(Catalog::new().apply(shards(1, &[]))), Reason::FailedPrecondition);
 }

@@ -6,6 +6,7 @@ mod catalog_rules;
 mod catalog_trace;
 mod golden;
 mod group_model;
+mod group_rules;
 mod partition_codec;
 mod partition_model;
 mod partition_rules;

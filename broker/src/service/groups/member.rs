@@ -37,7 +37,14 @@ pub struct Membership {
     session_timeout_ms: u64,
     changes: watch::Receiver<u64>,
     /// What was sent last.
-    assigned: Option<Vec<(PartitionKey, ClaimId)>>,
+    told: Option<Told>,
+}
+
+/// What a member should hold, and what it should release.
+#[derive(PartialEq)]
+struct Told {
+    assigned: Vec<(PartitionKey, ClaimId)>,
+    to_release: Vec<(PartitionKey, ClaimId)>,
 }
 
 impl Membership {
@@ -104,16 +111,17 @@ impl Membership {
         self.check()?;
         let machine = self.shard.read();
         let Some(group) = machine.group(&self.group) else { return Ok(None) };
-        let held: Vec<_> = group.assignment(self.member).map(|(key, position)| (key, position.claim)).collect();
-        if self.assigned.as_ref() == Some(&held) {
+        let told = Told {
+            assigned: group.assignment(self.member).map(|(key, position)| (key, position.claim)).collect(),
+            // Also what it was never told of: given to it and meant for another before it heard of it. Nobody else can
+            // say that it is free.
+            to_release: group.to_release(self.member).collect(),
+        };
+        if self.told.as_ref() == Some(&told) {
             return Ok(None);
         }
         let partitions = group.assignment(self.member).map(|(key, position)| Assigned {
-            claim: Some(v1::Claim {
-                topic_id: Bytes::copy_from_slice(key.topic.as_bytes()),
-                partition: key.partition.get(),
-                claim: position.claim.get(),
-            }),
+            claim: Some(claim(key, position.claim)),
             topic: machine.topics().get(&key.topic).map_or_else(String::new, |topic| topic.name.as_str().to_owned()),
             committed: position.committed.as_ref().map(|committed| v1::Committed {
                 offset: committed.offset.get(),
@@ -121,9 +129,13 @@ impl Membership {
                 record_time_ms: committed.record_time_ms,
             }),
         });
-        let assignment = Assignment { generation: group.generation().get(), partitions: partitions.collect() };
+        let assignment = Assignment {
+            generation: group.generation().get(),
+            partitions: partitions.collect(),
+            to_release: told.to_release.iter().map(|(key, number)| claim(*key, *number)).collect(),
+        };
         drop(machine);
-        self.assigned = Some(held);
+        self.told = Some(told);
         Ok(Some(assignment))
     }
 
@@ -156,6 +168,11 @@ impl Membership {
         let (group, member, joins) = (self.group.clone(), self.member, self.joins);
         self.shard.propose(&Command::Remove { group, member, joins, now_ms }).await.map(drop)
     }
+}
+
+fn claim(key: PartitionKey, number: ClaimId) -> v1::Claim {
+    let topic_id = Bytes::copy_from_slice(key.topic.as_bytes());
+    v1::Claim { topic_id, partition: key.partition.get(), claim: number.get() }
 }
 
 fn held(claim: &v1::Claim) -> Result<Held, Refusal> {
@@ -203,7 +220,7 @@ impl Broker {
             other => return Err(Refusal::new(Reason::Internal, format!("a join was answered by {other:?}"))),
         };
         shard.touch(&group, member);
-        Ok(Membership { shard, group, member, joins, instance, is_named, session_timeout_ms, changes, assigned: None })
+        Ok(Membership { shard, group, member, joins, instance, is_named, session_timeout_ms, changes, told: None })
     }
 
     /// The topics that a new member asks for are there, or will be in a moment.

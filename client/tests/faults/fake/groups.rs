@@ -106,7 +106,27 @@ impl Group {
             topic: place.0.clone(),
             committed: self.committed.get(place).cloned(),
         };
-        Assignment { generation: self.generation, partitions: of_member.map(assigned).collect() }
+        let owed = self.held.iter().filter(|(place, (holder, _))| {
+            *holder == member && self.targets.get(*place).is_some_and(|target| *target != member)
+        });
+        let claim = |(place, (_, claim)): (&Place, &(u64, u64))| Claim {
+            topic_id: topic_id(&place.0),
+            partition: place.1,
+            claim: *claim,
+        };
+        let to_release = owed.map(claim).collect();
+        Assignment { generation: self.generation, partitions: of_member.map(assigned).collect(), to_release }
+    }
+
+    /// Gives a place to its holder anew, and means it for another before the holder can hear of it; the new claim.
+    pub(crate) fn give_and_take_back(&mut self, place: &Place) -> u64 {
+        self.generation += 1;
+        self.claims += 1;
+        let (holder, claim) = self.held.get_mut(place).expect("held");
+        *claim = self.claims;
+        let other = self.members.keys().copied().find(|member| member != holder).expect("another member");
+        self.targets.insert(place.clone(), other);
+        self.claims
     }
 }
 
