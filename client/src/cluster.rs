@@ -3,7 +3,7 @@
 //! every bootstrap node being gone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future::Future,
     sync::{Arc, Weak},
     time::Duration,
@@ -46,6 +46,8 @@ pub(crate) struct Cluster {
 #[derive(Debug, Default)]
 struct Nodes {
     by_id: BTreeMap<NodeId, Address>,
+    /// Not heard of lately, says the node that told of them.
+    silent: BTreeSet<NodeId>,
     /// Answered last.
     preferred: Option<Address>,
 }
@@ -115,7 +117,16 @@ impl Cluster {
             return;
         }
         let listed = nodes.iter().filter_map(|node| Some((NodeId::new(node.id), node.address.parse().ok()?)));
-        self.nodes.lock().by_id = listed.collect();
+        let silent = nodes.iter().filter(|node| !node.alive).map(|node| NodeId::new(node.id));
+        let mut known = self.nodes.lock();
+        known.by_id = listed.collect();
+        known.silent = silent.collect();
+    }
+
+    /// Whether a node is there, and was heard of lately by the one that told of it.
+    pub(crate) fn is_alive(&self, node: NodeId) -> bool {
+        let nodes = self.nodes.lock();
+        nodes.by_id.contains_key(&node) && !nodes.silent.contains(&node)
     }
 
     pub(crate) fn address_of(&self, node: NodeId) -> Option<Address> {

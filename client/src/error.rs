@@ -3,7 +3,10 @@
 
 use std::{error::Error, io, time::Duration};
 
-use busbar_proto::{Reason, Refusal};
+use busbar_proto::{
+    Reason, Refusal,
+    filter::{DigestNameError, FilterError},
+};
 use tonic::Status;
 
 use crate::{
@@ -63,6 +66,12 @@ pub enum ClientError {
         /// What is allowed.
         rule: &'static str,
     },
+    /// Headers that can't be told beside batches.
+    #[error(transparent)]
+    Digest(#[from] DigestNameError),
+    /// A filter does not parse; the text points at the place.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// A broker answered what makes no sense: it is of another version, or no broker.
     #[error("{0}")]
     Protocol(String),
@@ -77,7 +86,8 @@ impl ClientError {
         match self {
             Self::Refused(refusal) => refusal.reason.is_retryable(),
             Self::Unreachable { .. } | Self::Interrupted { .. } | Self::Timeout { .. } => true,
-            Self::Address(_) | Self::InvalidOption { .. } | Self::Protocol(_) | Self::Closed => false,
+            Self::Address(_) | Self::InvalidOption { .. } | Self::Digest(_) | Self::Filter(_) => false,
+            Self::Protocol(_) | Self::Closed => false,
         }
     }
 
@@ -86,7 +96,8 @@ impl ClientError {
         match self {
             Self::Refused(refusal) => refusal.reason.has_no_side_effects(),
             Self::Interrupted { .. } | Self::Timeout { .. } | Self::Protocol(_) => false,
-            Self::Unreachable { .. } | Self::Address(_) | Self::InvalidOption { .. } | Self::Closed => true,
+            Self::Unreachable { .. } | Self::Address(_) | Self::Closed => true,
+            Self::InvalidOption { .. } | Self::Digest(_) | Self::Filter(_) => true,
         }
     }
 

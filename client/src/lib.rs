@@ -77,7 +77,12 @@ mod watch;
 #[cfg(feature = "cloudevents")]
 pub use cloudevents;
 
-pub use busbar_proto::{Reason, Refusal, batch::Compression, partition_of_key, v1};
+pub use busbar_proto::{
+    Reason, Refusal,
+    batch::Compression,
+    filter::{DigestNameError, Filter, FilterError},
+    partition_of_key, v1,
+};
 
 pub use self::{
     address::{Address, DEFAULT_PORT, InvalidAddress},
@@ -85,7 +90,7 @@ pub use self::{
     breaker::{BreakerState, CircuitBreaker},
     budget::RetryBudget,
     client::{Client, ClientBuilder},
-    consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, StartAt},
+    consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, ReadFrom, StartAt},
     context::{MalformedTraceParent, TraceParent, malformed_contexts},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     group::{DeadLetter, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},

@@ -12,6 +12,8 @@ pub(crate) struct TopicView {
     pub(crate) batch_bytes_max: usize,
     /// By partition number.
     leaders: Vec<Leader>,
+    /// By partition number: who has a copy, as last heard.
+    replicas: Vec<Vec<NodeId>>,
     /// Deleted, whether or not another topic has its name by now.
     pub(crate) gone: bool,
 }
@@ -52,7 +54,9 @@ impl TopicView {
             return None;
         }
         let leaders = vec![Leader::default(); topic.partitions.len()];
-        let mut view = Self { id, batch_bytes_max: limits::BATCH_BYTES_DEFAULT as usize, leaders, gone: false };
+        let replicas = vec![Vec::new(); topic.partitions.len()];
+        let batch_bytes_max = limits::BATCH_BYTES_DEFAULT as usize;
+        let mut view = Self { id, batch_bytes_max, leaders, replicas, gone: false };
         view.merge(topic);
         Some(view)
     }
@@ -69,6 +73,11 @@ impl TopicView {
     pub(crate) fn route(&self, partition: PartitionId) -> Option<Route> {
         let known = self.leaders.get(partition.get() as usize).filter(|_| !self.gone)?;
         known.node.map(|leader| Route { leader, epoch: known.epoch, hinted: known.hinted })
+    }
+
+    /// Who has a copy of a partition, as last heard; a node that has none any more says so.
+    pub(crate) fn replicas(&self, partition: PartitionId) -> &[NodeId] {
+        self.replicas.get(partition.get() as usize).map_or(&[], Vec::as_slice)
     }
 
     /// Whether this is news of our topic, not of a namesake.
@@ -92,6 +101,10 @@ impl TopicView {
         }
         for news in &topic.partitions {
             let Some(known) = self.leaders.get_mut(news.partition as usize) else { continue };
+            if let Some(replicas) = self.replicas.get_mut(news.partition as usize) {
+                let named = news.replicas.iter().take(limits::REPLICAS_MAX as usize);
+                *replicas = named.map(|&node| NodeId::new(node)).collect();
+            }
             // A leader unknown to the answering node may still lead: what is known stays, an attempt will tell.
             let names_one = news.leader > 0;
             let newer = news.epoch > known.epoch || (news.epoch == known.epoch && !known.hinted);

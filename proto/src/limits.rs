@@ -21,8 +21,12 @@ pub const BATCH_RECORDS_MAX: u32 = 1 << 20;
 pub const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// One gRPC message in either direction.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
-/// Bytes of an envelope's attributes, keys and values together.
-pub const ENVELOPE_BYTES_MAX: usize = 4 << 10;
+/// Bytes of the digest beside a batch that filters are decided on.
+pub const DIGEST_BYTES_MAX: usize = 2 << 10;
+/// Credit that it costs a subscription to be told what its filter passed over.
+pub const PASSED_CREDIT_BYTES: usize = 64;
+/// Bytes of the text of a subscription's filter.
+pub const FILTER_BYTES_MAX: usize = 4 << 10;
 /// Requests of one requester that wait for a reply.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 1 << 20;
 /// Topics that one replier keeps a producer for.

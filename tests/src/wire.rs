@@ -122,6 +122,7 @@ pub async fn replica_bytes(address: &str, topic_id: &Bytes, partition: u32, end:
         from: Some(subscribe_request::open::From::Earliest(true)),
         credit: 1 << 40,
         any_replica: true,
+        filter: String::new(),
     };
     let mut subscription = subscribe(address, open).await?;
     let mut stored = BytesMut::new();
@@ -138,7 +139,7 @@ pub async fn replica_bytes(address: &str, topic_id: &Bytes, partition: u32, end:
                 stored.extend_from_slice(&batches.batches);
             }
             Event::Ended(error) => bail!("the subscription ended: {}: {}", error.reason, error.message),
-            Event::CaughtUp(_) => {}
+            Event::CaughtUp(_) | Event::Passed(_) => {}
         }
     }
     Ok(stored.freeze())

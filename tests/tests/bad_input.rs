@@ -110,13 +110,16 @@ fn bad_requests() -> Vec<(&'static str, Change, &'static str, &'static str)> {
         ("an unknown partition", Box::new(|r| r.partition = 99), "UNKNOWN_PARTITION", "99"),
         ("a deadline that has passed", Box::new(|r| r.deadline_unix_ms = 1), "DEADLINE_EXCEEDED", ""),
         (
-            "an envelope beyond its limit",
-            Box::new(|request| {
-                let attributes = [("k".to_owned(), "x".repeat(5 << 10))].into();
-                request.envelope = Some(v1::Envelope { attributes, ..Default::default() });
-            }),
+            "a digest beyond its limit",
+            Box::new(|request| request.envelope = Some(v1::Envelope { digest: vec![1; 5 << 10].into() })),
             "INVALID_ARGUMENT",
-            "4096",
+            "2048",
+        ),
+        (
+            "a digest that is none",
+            Box::new(|request| request.envelope = Some(v1::Envelope { digest: b"\x01\x01\x7f\x03a".to_vec().into() })),
+            "INVALID_ARGUMENT",
+            "digest",
         ),
     ]
 }
@@ -311,6 +314,7 @@ async fn a_consumer_that_never_reads_stalls_nobody() -> anyhow::Result<()> {
         from: Some(From::Earliest(true)),
         credit: 1 << 40,
         any_replica: true,
+        filter: String::new(),
     };
     let mut sleepers = Vec::new();
     for _ in 0..20 {

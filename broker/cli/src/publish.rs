@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// Header of every record; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// Tell brokers the values of this header, so that filters by it spare them sending; may be repeated [default:
+    /// ce_type, ce_source, ce_subject]
+    #[arg(long, value_name = "NAME")]
+    digest: Vec<String>,
     /// Partition of every record [default: by key, else in turns]
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
@@ -76,7 +80,11 @@ struct Summary {
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let client = args.server.connect().await?;
-    let producer = client.producer(args.topic.as_str()).compression(args.compression).build().await?;
+    let mut builder = client.producer(args.topic.as_str()).compression(args.compression);
+    if !args.digest.is_empty() {
+        builder = builder.digest(args.digest.iter().cloned());
+    }
+    let producer = builder.build().await?;
     let mut signals = EndSignals::listen()?;
     let mut publishing = Publishing::new(producer, &args);
     let mut input = Input::open(args.messages, args.file.as_deref())?;

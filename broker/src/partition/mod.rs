@@ -12,5 +12,5 @@ pub mod replica;
 pub mod sequencer;
 
 pub use claims::Claims;
-pub use replica::{Replica, ReplicaOptions};
+pub use replica::{Offered, Replica, ReplicaOptions};
 pub use sequencer::{Publish, PublishResult, Stored};

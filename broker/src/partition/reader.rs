@@ -1,13 +1,17 @@
 //! Reads a partition in offset order, batch by batch, never past the high watermark. A reader is a position: it
 //! holds no lock, file or memory between calls, so a slow one costs nobody anything.
 //!
-//! Entries that were voided when applied are skipped, and so is what lies below the wanted offset. Batches are never
-//! cut: the first one may begin below the wanted offset.
+//! Entries that were voided when applied are skipped, and so is what lies below the wanted offset, and batches whose
+//! digest says that the filter wants none of their records. Batches are never cut: the first one may begin below the
+//! wanted offset. A batch without a digest, or with one that is not understood, is never skipped.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use busbar_machine::partition::EntryHead;
-use busbar_proto::{LogIndex, Offset, Reason, Refusal};
+use busbar_proto::{
+    LogIndex, Offset, Reason, Refusal,
+    filter::{Digest, Filter},
+};
 use busbar_storage::ReadError;
 use bytes::Bytes;
 
@@ -20,13 +24,31 @@ pub struct Reader {
     next_offset: Offset,
     /// Where `next_offset` is or will be in the log; `None` = to be looked up.
     next_index: Option<LogIndex>,
+    filter: Option<Filter>,
     applied: tokio::sync::watch::Receiver<AppliedState>,
+}
+
+/// Batches that follow one another.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Of the first record of the first batch.
+    pub first_offset: Offset,
+    /// After the last record of the last batch.
+    pub next_offset: Offset,
+    /// The whole batches, back to back.
+    pub batches: Bytes,
 }
 
 impl Reader {
     pub(super) fn new(replica: Arc<Replica>, from: Offset) -> Self {
         let applied = replica.group().shared().watch();
-        Self { replica, next_offset: from, next_index: None, applied }
+        Self { replica, next_offset: from, next_index: None, filter: None, applied }
+    }
+
+    /// The same, without batches in which no record can match.
+    #[must_use]
+    pub fn filtered(self, filter: Option<Filter>) -> Self {
+        Self { filter, ..self }
     }
 
     /// The offset of the next record it will return.
@@ -39,12 +61,13 @@ impl Reader {
         self.replica.bounds().1
     }
 
-    /// Whole batches from the position on, one run of bytes an entry, about `max_bytes` of them but at least one
-    /// entry; empty when the reader is at the high watermark. Cancel safe: the position moves only on return.
+    /// Whole batches from the position on, about `max_bytes` of them but at least one entry; empty when the reader is
+    /// at the high watermark, or, with a filter, has moved on without finding anything. Cancel safe: the position moves
+    /// only on return.
     ///
     /// # Errors
     /// [`Reason::OffsetOutOfRange`] below the log start, [`Reason::StorageCorrupt`] where stored bytes are damaged.
-    pub async fn next(&mut self, max_bytes: usize) -> Result<Vec<Bytes>, Refusal> {
+    pub async fn next(&mut self, max_bytes: usize) -> Result<Vec<Run>, Refusal> {
         loop {
             let (log_start, high_watermark) = self.replica.bounds();
             if self.next_offset < log_start {
@@ -70,14 +93,13 @@ impl Reader {
             let mut runs = Vec::with_capacity(entries.len());
             let mut next_offset = self.next_offset;
             for entry in entries {
-                if let Some(run) = self.wanted(&entry, &mut next_offset)? {
-                    runs.push(run);
-                }
+                self.wanted(&entry, &mut next_offset, &mut runs)?;
             }
             let moved = next_index > index;
+            let passed = next_offset > self.next_offset;
             self.next_offset = next_offset;
             self.next_index = Some(next_index);
-            if !runs.is_empty() || !moved {
+            if passed || !moved {
                 return Ok(runs);
             }
         }
@@ -101,33 +123,51 @@ impl Reader {
         })
     }
 
-    /// The batches of `entry` from `next_offset` on, which moves past them; `None` if it has none that count.
-    fn wanted(&self, entry: &Logged, next_offset: &mut Offset) -> Result<Option<Bytes>, Refusal> {
+    /// The batches of `entry` from `next_offset` on that are wanted; moves it past all of them.
+    fn wanted(&self, entry: &Logged, next_offset: &mut Offset, runs: &mut Vec<Run>) -> Result<(), Refusal> {
         let corrupt = |what: &str| Refusal::new(Reason::StorageCorrupt, format!("log entry {}: {what}", entry.index));
         let head = EntryHead::decode(&entry.head).map_err(|error| corrupt(&error.to_string()))?;
-        let EntryHead::Batches { batches, .. } = head else { return Ok(None) };
-        if self.replica.group().shared().read().is_void(entry.index) {
-            return Ok(None);
-        }
-        let mut start = 0;
-        let mut end = 0;
-        for batch in &batches {
-            end += batch.bytes as usize;
-            if batch.next_offset() <= *next_offset {
-                start = end;
-            }
-        }
-        if end != entry.body.len() {
+        if head.body_bytes() != entry.body.len() as u64 {
             return Err(corrupt("its body is not as long as its summary says"));
         }
-        if start == end {
-            return Ok(None);
+        let EntryHead::Batches { batches, .. } = head else { return Ok(()) };
+        if self.replica.group().shared().read().is_void(entry.index) {
+            return Ok(());
         }
+        let mut at = 0;
+        let mut digest_at: usize = batches.iter().map(|batch| batch.bytes as usize).sum();
+        let mut open: Option<(Range<Offset>, Range<usize>)> = None;
+        for batch in &batches {
+            let bytes = at..at + batch.bytes as usize;
+            let digest = digest_at..digest_at + batch.digest_bytes as usize;
+            (at, digest_at) = (bytes.end, digest.end);
+            let is_wanted = batch.next_offset() > *next_offset && self.may_match(&entry.body[digest]);
+            match &mut open {
+                Some((offsets, run)) if is_wanted => (offsets.end, run.end) = (batch.next_offset(), bytes.end),
+                None if is_wanted => open = Some((batch.base_offset..batch.next_offset(), bytes)),
+                _ => close(open.take(), &entry.body, runs),
+            }
+        }
+        close(open, &entry.body, runs);
         if let Some(last) = batches.last() {
-            *next_offset = last.next_offset();
+            *next_offset = last.next_offset().max(*next_offset);
         }
-        Ok(Some(entry.body.slice(start..)))
+        Ok(())
     }
+
+    fn may_match(&self, digest: &[u8]) -> bool {
+        let Some(filter) = &self.filter else { return true };
+        // What is not known may match.
+        digest.is_empty() || Digest::decode(digest).map_or(true, |digest| filter.may_match(&digest))
+    }
+}
+
+fn close(open: Option<(Range<Offset>, Range<usize>)>, body: &Bytes, runs: &mut Vec<Run>) {
+    runs.extend(open.map(|(offsets, range)| Run {
+        first_offset: offsets.start,
+        next_offset: offsets.end,
+        batches: body.slice(range),
+    }));
 }
 
 /// The refusal for an offset that is not there (any more, or yet).

@@ -56,6 +56,16 @@ pub struct ReplicaOptions {
     pub partition_bytes: usize,
 }
 
+/// What a client wants stored.
+pub struct Offered {
+    /// The whole batch, not verified.
+    pub batch: Bytes,
+    /// What its producer told of its records' headers; sound, or empty.
+    pub digest: Bytes,
+    /// Refuse instead of store after this time, milliseconds since the Unix epoch.
+    pub deadline_unix_ms: Option<i64>,
+}
+
 /// See the module.
 pub struct Replica {
     topic: TopicId,
@@ -121,12 +131,8 @@ impl Replica {
 
     /// Verifies a batch, waits for room and queues it; `answer` is called once with the outcome, also on refusal.
     /// Not cancel safe: a cancelled call may have queued it.
-    pub async fn publish(
-        &self,
-        batch: Bytes,
-        deadline_unix_ms: Option<i64>,
-        answer: Box<dyn FnOnce(PublishResult) + Send>,
-    ) {
+    pub async fn publish(&self, offered: Offered, answer: Box<dyn FnOnce(PublishResult) + Send>) {
+        let Offered { batch, digest, deadline_unix_ms } = offered;
         let leadership = self.group.leadership();
         if !leadership.is_self && leadership.leader.is_some() {
             return answer(Err(not_leader(leadership)));
@@ -135,7 +141,7 @@ impl Replica {
             Ok(header) => header,
             Err(refusal) => return answer(Err(refusal)),
         };
-        let bytes = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(batch.len() + digest.len()).unwrap_or(u32::MAX);
         let admitted = async {
             let partition = self.budget.clone().acquire_many_owned(bytes).await;
             let node = self.node_budget.clone().acquire_many_owned(bytes).await;
@@ -149,7 +155,7 @@ impl Replica {
                 return answer(Err(Refusal::new(Reason::Overloaded, message).retry_after(Duration::from_millis(500))));
             }
         };
-        let publish = Publish { header, batch, deadline_unix_ms, answer, permits };
+        let publish = Publish { header, batch, digest, deadline_unix_ms, answer, permits };
         if let Err(mpsc::error::SendError(publish)) = self.queue.send(publish).await {
             (publish.answer)(Err(stopping()));
         }
@@ -189,6 +195,14 @@ impl Replica {
         Ok(())
     }
 
+    /// Waits until the high watermark is at `offset`, or so long at most: a replica that does not lead is a little
+    /// behind those that a reader may come from. Cancel safe.
+    pub async fn reaches(&self, offset: Offset, patience: Duration) {
+        let mut applied = self.group.shared().watch();
+        // Too late, or stopped: what is asked for next says so.
+        let _ = tokio::time::timeout(patience, applied.wait_for(|state| state.mark >= offset.get())).await;
+    }
+
     /// A reader from `offset`.
     ///
     /// # Errors
@@ -214,7 +228,7 @@ impl Replica {
         let mut from = LogIndex::new(index);
         loop {
             let (entries, next) = self.group.read_records(from, TIME_SCAN_BYTES).await.map_err(unreadable)?;
-            for entry in &entries {
+            for entry in entries.iter().filter(|entry| !self.group.shared().read().is_void(entry.index)) {
                 let Ok(EntryHead::Batches { batches, .. }) = EntryHead::decode(&entry.head) else { continue };
                 if let Some(batch) = batches.iter().find(|batch| batch.max_timestamp_ms >= time_ms) {
                     return Ok(batch.base_offset.max(log_start));

@@ -50,6 +50,8 @@ pub struct Publish {
     pub header: BatchHeader,
     /// The whole batch.
     pub batch: Bytes,
+    /// What its producer told of its records' headers; stored beside it. Sound, or empty.
+    pub digest: Bytes,
     /// Refuse instead of store after this time, milliseconds since the Unix epoch.
     pub deadline_unix_ms: Option<i64>,
     /// Called once with the outcome.
@@ -62,6 +64,13 @@ struct Waiter {
     stored: Stored,
     answer: Box<dyn FnOnce(PublishResult) + Send>,
     _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// A batch of the entry that is gathered.
+struct Accepted {
+    base_offset: Offset,
+    batch: Bytes,
+    digest: Bytes,
 }
 
 /// One entry under way.
@@ -165,7 +174,7 @@ impl SequencerTask {
         let mut next = Some(first);
         let mut carried = None;
         while let Some(publish) = next.take() {
-            let bytes = publish.batch.len();
+            let bytes = publish.batch.len() + publish.digest.len();
             if !waiters.is_empty() && body_bytes + bytes > limits::ENTRY_BYTES_TARGET {
                 carried = Some(publish);
                 break;
@@ -261,8 +270,8 @@ fn admit(
     (now_ms, replaced_by): (i64, Option<ProducerEpoch>),
     in_flight: &mut VecDeque<InFlight>,
     waiters: &mut Vec<Waiter>,
-) -> Option<(Offset, Bytes)> {
-    let Publish { header, batch, deadline_unix_ms, answer, permits } = publish;
+) -> Option<Accepted> {
+    let Publish { header, batch, digest, deadline_unix_ms, answer, permits } = publish;
     if deadline_unix_ms.is_some_and(|deadline| deadline < now_ms) {
         answer(Err(Refusal::new(Reason::DeadlineExceeded, "the publish's deadline passed before it was stored")));
         return None;
@@ -272,10 +281,11 @@ fn admit(
         answer,
         _permits: permits,
     };
-    match sequencer.admit_unless(&header, replaced_by) {
+    let digest_bytes = u32::try_from(digest.len()).unwrap_or(u32::MAX);
+    match sequencer.admit_unless(&header, digest_bytes, replaced_by) {
         Admission::Accept { base_offset } => {
             waiters.push(waiter(base_offset, false, answer));
-            Some((base_offset, batch))
+            Some(Accepted { base_offset, batch, digest })
         }
         Admission::DuplicateStored { base_offset } => {
             answer(Ok(Stored { base_offset, duplicate: true }));
@@ -296,10 +306,10 @@ fn admit(
     }
 }
 
-/// One payload out of the summary and the stamped batches: the only copy of the records on the leader.
+/// One payload out of the summary, the stamped batches and their digests: the only copy of the records on the leader.
 fn assemble(
     head: &[u8],
-    body: &[(Offset, Bytes)],
+    body: &[Accepted],
     body_bytes: usize,
     leader_epoch: i32,
     end: Offset,
@@ -307,11 +317,12 @@ fn assemble(
 ) -> Proposal {
     let mut payload = BytesMut::with_capacity(head.len() + body_bytes);
     payload.put_slice(head);
-    for (base_offset, batch) in body {
+    for Accepted { base_offset, batch, .. } in body {
         let start = payload.len();
         payload.put_slice(batch);
         batch::stamp(&mut payload[start..], *base_offset, leader_epoch);
     }
+    body.iter().for_each(|accepted| payload.put_slice(&accepted.digest));
     let head_len = u32::try_from(head.len()).unwrap_or(u32::MAX);
     Proposal { mark: end.get(), time_ms, head_len, payload: payload.freeze() }
 }

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use busbar_machine::catalog::Catalog;
 use busbar_proto::{GroupId, NodeId, Offset, PartitionId, Reason, Refusal, TopicId};
 use busbar_storage::LogEngine;
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
@@ -13,7 +12,7 @@ use super::{cluster::Cluster, hosted::Hosted, leaders::Leaders};
 use crate::{
     config::Config,
     env::{Clock, StateStore, Tasks},
-    partition::{PublishResult, Replica, reader::Reader},
+    partition::{Offered, PublishResult, Replica, reader::Reader, sequencer::not_leader},
     raft::{
         RaftTiming, Registry,
         network::{AddressBook, Identity, Links, calls::Calls},
@@ -178,12 +177,11 @@ impl Broker {
         &self,
         topic: TopicId,
         partition: PartitionId,
-        batch: Bytes,
-        deadline_unix_ms: Option<i64>,
+        offered: Offered,
         answer: Box<dyn FnOnce(PublishResult) + Send>,
     ) {
         match self.replica(topic, partition) {
-            Ok(replica) => replica.publish(batch, deadline_unix_ms, answer).await,
+            Ok(replica) => replica.publish(offered, answer).await,
             Err(refusal) => answer(Err(refusal)),
         }
     }
@@ -206,6 +204,11 @@ impl Broker {
             StartAt::Latest => high_watermark,
             StartAt::Offset(offset) => offset,
         };
+        let leadership = replica.group().leadership();
+        if offset > high_watermark && !leadership.is_self {
+            // Read elsewhere up to there, this replica lags: nothing is wrong with the offset.
+            return Err(not_leader(leadership));
+        }
         Ok((replica.reader(offset)?, replica))
     }
 

@@ -32,11 +32,14 @@ use crate::{
     consumer::{
         feed::Feed,
         inbox::{Inbox, Item, Parcel},
-        subscription::{self, Fault, FeedId, StartAt, Subscription, SubscriptionId, Tenure},
+        opening::{FeedId, SubscriptionId, Tenure},
+        selection::{ReadFrom, Selection, choose},
+        subscription::{self, Fault, StartAt, Subscription},
     },
     error::ConsumeError,
     pool,
     task::{Kind, Tasks},
+    topic::Route,
     watch::TopicWatch,
 };
 
@@ -52,7 +55,10 @@ pub(crate) struct Core {
     pub(crate) inbox: Arc<Inbox>,
     /// Something happened to a subscription that somebody may wait for.
     pub(crate) changed: Notify,
+    pub(crate) selection: Selection,
     book: RwLock<Book>,
+    /// With [`ReadFrom::Any`]: which replica each partition is read from.
+    sources: Mutex<BTreeMap<PartitionId, NodeId>>,
     feeds: Mutex<HashMap<NodeId, Arc<Feed>>>,
     next_feed: AtomicU64,
     alarm: Alarm,
@@ -73,6 +79,7 @@ impl Core {
         topic: Arc<TopicWatch>,
         tasks: Tasks,
         inbox: Arc<Inbox>,
+        selection: Selection,
         subscriptions: impl IntoIterator<Item = Subscription>,
     ) -> Arc<Self> {
         let by_partition = |subscription: Subscription| (subscription.partition(), Arc::new(Mutex::new(subscription)));
@@ -81,7 +88,9 @@ impl Core {
             tasks,
             inbox,
             changed: Notify::new(),
+            selection,
             book: RwLock::new(Book { subscriptions, openings: BTreeMap::new() }),
+            sources: Mutex::default(),
             feeds: Mutex::default(),
             next_feed: AtomicU64::new(0),
             alarm: Alarm::new(cluster.env.now()),
@@ -123,6 +132,7 @@ impl Core {
             self.close(feed, subscription.id());
         }
         subscription.retire();
+        self.sources.lock().remove(&partition);
         book.subscriptions.remove(&partition);
         book.openings.insert(partition, subscription.opening());
     }
@@ -145,7 +155,7 @@ impl Core {
         if self.topic.view().gone {
             return self.end(subscription);
         }
-        let route = self.topic.view().route(subscription.partition());
+        let route = self.route(subscription);
         if let Some(old) = route.and_then(|route| subscription.follow(route)) {
             self.close(old, subscription.id());
         }
@@ -158,11 +168,36 @@ impl Core {
             let feed = self.feed_to(route.leader);
             let opening = subscription.subscribe(feed.id, now);
             let topic_id = Bytes::copy_from_slice(self.topic.view().id.as_bytes());
-            if !feed.subscribe(topic_id, opening) {
+            if !feed.subscribe(topic_id, opening, &self.selection) {
                 subscription.lost(feed.id, now, self.cluster.env.random());
             }
         }
         self.alarm.set(subscription.wake_at());
+    }
+
+    /// The node that a partition is read from.
+    fn route(&self, subscription: &Subscription) -> Option<Route> {
+        let (partition, source) = (subscription.partition(), subscription.source());
+        let view = self.topic.view();
+        if self.selection.read_from == ReadFrom::Leader || subscription.needs_leader() {
+            return view.route(partition);
+        }
+        let replicas: Vec<_> =
+            view.replicas(partition).iter().copied().filter(|&node| self.cluster.is_alive(node)).collect();
+        if replicas.is_empty() {
+            return view.route(partition);
+        }
+        // Like hearsay: going from one to the next cuts a backoff short a few times only.
+        let to = |leader| Some(Route { leader, epoch: 0, hinted: true });
+        if let Some(source) = source.filter(|source| subscription.failures() == 0 && replicas.contains(source)) {
+            return to(source);
+        }
+        let mut sources = self.sources.lock();
+        sources.remove(&partition);
+        let serves = |node| sources.values().filter(|&&source| source == node).count();
+        let chosen = choose(&replicas, source, serves, self.cluster.env.random())?;
+        sources.insert(partition, chosen);
+        to(chosen)
     }
 
     /// The topic is gone: the application is told, each time that it asks for more.
@@ -228,6 +263,7 @@ impl Core {
                 self.take(&mut subscription, feed, bytes, checked, Offset::new(batches.high_watermark));
             }
             Event::CaughtUp(caught_up) => subscription.heard(Offset::new(caught_up.high_watermark)),
+            Event::Passed(passed) => self.pass(&mut subscription, feed, passed),
             Event::Ended(error) => self.ended(&mut subscription, feed.node, Refusal::from_wire(error)),
         }
     }
@@ -240,24 +276,46 @@ impl Core {
         checked: Result<subscription::Checked, Fault>,
         high_watermark: Offset,
     ) {
-        let (partition, tenure, id) = (subscription.partition(), subscription.tenure(), subscription.id());
+        let (partition, tenure) = (subscription.partition(), subscription.tenure());
         match subscription.batches(bytes, checked, high_watermark) {
             Ok(accepted) => {
-                let item = |(batch, from)| Item::Batch(Parcel { partition, tenure, batch, from });
+                let item = |(batch, from)| Item::Batch(Parcel { partition, tenure, batch: Some(batch), from });
                 self.inbox.put(accepted.into_iter().map(item));
                 let credit = subscription.refill();
                 self.grant(subscription, credit);
             }
-            Err(fault) => {
-                tracing::warn!(topic = %self.topic.name, %partition, node = %feed.node, %fault, "message refused; opening anew");
-                self.close(feed, id);
-                let now = self.cluster.env.now();
-                if let Some(fault) = subscription.faulty(fault, now, self.cluster.env.random()) {
-                    self.tell(subscription, self.corrupt(subscription, &fault));
-                }
-                self.alarm.set(subscription.wake_at());
-            }
+            Err(fault) => self.refuse(subscription, feed, fault),
         }
+    }
+
+    fn pass(self: &Arc<Self>, subscription: &mut Subscription, feed: FeedId, passed: v1::subscribe_response::Passed) {
+        let (partition, tenure) = (subscription.partition(), subscription.tenure());
+        let (next, end) = (Offset::new(passed.next_offset), Offset::new(passed.high_watermark));
+        let place = match self.selection.filter {
+            Some(_) => subscription.passed(next, end),
+            None => Err(Fault::Unasked { next, end }),
+        };
+        match place {
+            Ok(place) => {
+                let item = |from| Item::Batch(Parcel { partition, tenure, batch: None, from });
+                self.inbox.put(place.map(item));
+                let credit = subscription.refill();
+                self.grant(subscription, credit);
+            }
+            Err(fault) => self.refuse(subscription, feed, fault),
+        }
+    }
+
+    /// What a node sent can't be accepted: opened anew, and the application is told if that goes on.
+    fn refuse(self: &Arc<Self>, subscription: &mut Subscription, feed: FeedId, fault: Fault) {
+        let partition = subscription.partition();
+        tracing::warn!(topic = %self.topic.name, %partition, node = %feed.node, %fault, "message refused; opening anew");
+        self.close(feed, subscription.id());
+        let now = self.cluster.env.now();
+        if let Some(fault) = subscription.faulty(fault, now, self.cluster.env.random()) {
+            self.tell(subscription, self.corrupt(subscription, &fault));
+        }
+        self.alarm.set(subscription.wake_at());
     }
 
     fn ended(self: &Arc<Self>, subscription: &mut Subscription, node: NodeId, refusal: Refusal) {

@@ -14,7 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     consumer::{
         core::Core,
-        subscription::{FeedId, Opening, StartAt, SubscriptionId},
+        opening::{FeedId, Opening, SubscriptionId},
+        selection::{ReadFrom, Selection},
+        subscription::StartAt,
     },
     error::TransportError,
     pool,
@@ -46,7 +48,7 @@ impl Feed {
     }
 
     /// Asks for a partition; `false` when the stream is broken or stuck.
-    pub(crate) fn subscribe(&self, topic_id: Bytes, opening: Opening) -> bool {
+    pub(crate) fn subscribe(&self, topic_id: Bytes, opening: Opening, selection: &Selection) -> bool {
         let Opening { id, from, credit } = opening;
         let from = match from {
             StartAt::Earliest => From::Earliest(true),
@@ -54,7 +56,9 @@ impl Feed {
             StartAt::Offset(offset) => From::Offset(offset),
         };
         let partition = id.partition().get();
-        let open = Open { topic_id, partition, from: Some(from), credit, any_replica: false };
+        let filter = selection.filter.as_ref().map(|filter| filter.as_str().to_owned()).unwrap_or_default();
+        let any_replica = selection.read_from == ReadFrom::Any;
+        let open = Open { topic_id, partition, from: Some(from), credit, any_replica, filter };
         self.put(id, Action::Open(open))
     }
 

@@ -7,21 +7,29 @@ use std::{
     task::{Context, Poll},
 };
 
-use busbar_proto::{Offset, PartitionId};
+use busbar_proto::{Offset, PartitionId, limits};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::{consumer::subscription::Tenure, error::ConsumeError};
+use crate::{consumer::opening::Tenure, error::ConsumeError};
 
-/// One checked batch.
+/// One checked batch, or word of what the broker's filter passed over.
 #[derive(Debug)]
 pub(crate) struct Parcel {
     pub(crate) partition: PartitionId,
     pub(crate) tenure: Tenure,
-    pub(crate) batch: Bytes,
+    /// `None`: there is nothing that is wanted below `from`, and it costs [`limits::PASSED_CREDIT_BYTES`].
+    pub(crate) batch: Option<Bytes>,
     /// Records below this were handed out before, or are not wanted.
     pub(crate) from: Offset,
+}
+
+impl Parcel {
+    /// Bytes of credit that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.batch.as_ref().map_or(limits::PASSED_CREDIT_BYTES, Bytes::len)
+    }
 }
 
 /// What the reader gets.

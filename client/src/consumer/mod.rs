@@ -3,15 +3,19 @@
 //! | file | owns |
 //! |---|---|
 //! | `subscription` | one partition: place, credit, retries (pure) |
+//! | `opening` | names of stays, openings and streams |
 //! | `core` | all subscriptions, the feeds; who calls whom |
 //! | `feed` | one Subscribe stream |
 //! | `inbox` | what is received and not read yet |
+//! | `selection` | filter, choice of replica (pure) |
 //! | `record` | a record as the application sees it |
 
 mod core;
 mod feed;
 mod inbox;
+pub(crate) mod opening;
 mod record;
+pub(crate) mod selection;
 pub(crate) mod subscription;
 
 use std::{
@@ -25,13 +29,14 @@ use busbar_proto::{
     batch::{BatchError, Records, records},
 };
 
-use self::subscription::{Subscription, Tenure};
 pub(crate) use self::{
     core::Core,
     inbox::{Inbox, Item, Parcel},
 };
+use self::{opening::Tenure, selection::Selection, subscription::Subscription};
 pub use self::{
     record::ConsumedRecord,
+    selection::ReadFrom,
     subscription::{OnLoss, StartAt},
 };
 use crate::{
@@ -65,6 +70,8 @@ pub struct Consumer {
     reading: Option<Reading>,
     /// The next offset that `next()` will return, of partitions that it has returned something of.
     positions: BTreeMap<PartitionId, Offset>,
+    /// Records received that the filter does not match.
+    filtered: u64,
 }
 
 /// The batch that records are taken from.
@@ -167,6 +174,12 @@ impl Consumer {
         self.core.read(Subscription::skipped).into_iter().map(|(_, skipped)| skipped).sum()
     }
 
+    /// Records received and left out because the filter does not match them. Those of batches in which none could match
+    /// are not counted: the broker did not send them.
+    pub fn filtered(&self) -> u64 {
+        self.filtered
+    }
+
     /// The topic it reads.
     pub fn topic(&self) -> &str {
         &self.core.topic.name
@@ -192,6 +205,10 @@ impl Consumer {
                         continue;
                     }
                     reading.next = view.offset.advance(1);
+                    if !self.core.selection.wants(&view) {
+                        self.filtered += 1;
+                        continue;
+                    }
                     return Some(Ok(ConsumedRecord::new(self.core.topic.name.clone(), reading.partition, view)));
                 }
                 Some(Err(fault)) => {
@@ -208,8 +225,13 @@ impl Consumer {
     }
 
     fn open(&mut self, parcel: Parcel) -> Result<(), ConsumeError> {
+        let bytes = parcel.bytes();
         let Parcel { partition, tenure: _, batch, from } = parcel;
-        let bytes = batch.len();
+        let Some(batch) = batch else {
+            self.positions.insert(partition, from);
+            self.core.consumed(partition, Tenure::default(), bytes);
+            return Ok(());
+        };
         match records(batch) {
             Ok(records) => {
                 let end = records.header().next_offset();
@@ -255,6 +277,8 @@ pub struct ConsumerBuilder {
     partitions: Option<Vec<u32>>,
     starts: BTreeMap<u32, StartAt>,
     credit_bytes: usize,
+    filter: Option<String>,
+    read_from: ReadFrom,
 }
 
 impl ConsumerBuilder {
@@ -267,6 +291,8 @@ impl ConsumerBuilder {
             partitions: None,
             starts: BTreeMap::new(),
             credit_bytes: 8 << 20,
+            filter: None,
+            read_from: ReadFrom::default(),
         }
     }
 
@@ -295,6 +321,21 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Only records whose headers match, such as `ce_type = 'order.created' and region in ('eu', 'us')`: the language
+    /// is described at [`Filter`](crate::Filter). Batches in which none can match are not sent (as far as their producer
+    /// told, see [`ProducerBuilder::digest`](crate::ProducerBuilder::digest)), other records are left out here.
+    /// Default: all records.
+    pub fn filter(mut self, filter: impl Into<String>) -> Self {
+        self.filter = Some(filter.into());
+        self
+    }
+
+    /// Which replica of a partition is read. Default: its leader.
+    pub fn read_from(mut self, read_from: ReadFrom) -> Self {
+        self.read_from = read_from;
+        self
+    }
+
     /// What to do when retention has removed the records that would come next. Default: go on at the log start
     /// and count ([`Consumer::skipped`]).
     pub fn on_loss(mut self, on_loss: OnLoss) -> Self {
@@ -306,10 +347,11 @@ impl ConsumerBuilder {
     /// known: whatever is published after that will be read.
     ///
     /// # Errors
-    /// No such topic (the broker names the closest) or partition; nobody answers; with `Latest`, a partition
-    /// without a leader.
+    /// No such topic (the broker names the closest) or partition; a filter that does not parse; nobody answers; with
+    /// `Latest`, a partition without a leader.
     pub async fn build(self) -> Result<Consumer, ClientError> {
-        let Self { cluster, topic, from, on_loss, partitions, starts, credit_bytes } = self;
+        let Self { cluster, topic, from, on_loss, partitions, starts, credit_bytes, filter, read_from } = self;
+        let selection = Selection::new(filter.as_deref(), read_from)?;
         let topic = TopicWatch::open(&cluster, &topic).await?;
         let (count, batch_bytes_max) = {
             let view = topic.view();
@@ -334,9 +376,10 @@ impl ConsumerBuilder {
             Subscription::new(PartitionId::new(*partition), start, on_loss, window)
         });
         let tasks = cluster.tasks.child();
-        let core = Core::new(cluster, topic, tasks, Arc::default(), subscriptions);
+        let core = Core::new(cluster, topic, tasks, Arc::default(), selection, subscriptions);
         core.tasks.spawn(Kind::ConsumerUpkeep, core.clone().upkeep());
-        let consumer = Consumer { core, items: VecDeque::new(), reading: None, positions: BTreeMap::new() };
+        let (items, positions) = (VecDeque::new(), BTreeMap::new());
+        let consumer = Consumer { core, items, reading: None, positions, filtered: 0 };
         consumer.wait_for_ends().await?;
         Ok(consumer)
     }

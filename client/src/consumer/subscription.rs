@@ -24,6 +24,7 @@ use busbar_proto::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::opening::{FeedId, Opening, SubscriptionId, Tenure};
 use crate::{
     retry::{Backoff, BackoffPolicy},
     topic::Route,
@@ -58,46 +59,6 @@ pub enum OnLoss {
     Fail,
 }
 
-/// Tells one stay of a partition with a consumer from the stays before: what is left of those must not count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tenure(u64);
-
-impl Tenure {
-    pub(crate) const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    pub(crate) const fn get(self) -> u64 {
-        self.0
-    }
-}
-
-/// Names one opening of one subscription on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SubscriptionId(u32);
-
-impl SubscriptionId {
-    const PARTITION_BITS: u32 = 14;
-
-    pub(crate) fn new(partition: PartitionId, opening: u32) -> Self {
-        Self(opening << Self::PARTITION_BITS | partition.get())
-    }
-
-    pub(crate) const fn from_wire(raw: u32) -> Self {
-        Self(raw)
-    }
-
-    pub(crate) const fn get(self) -> u32 {
-        self.0
-    }
-
-    pub(crate) const fn partition(self) -> PartitionId {
-        PartitionId::new(self.0 & ((1 << Self::PARTITION_BITS) - 1))
-    }
-}
-
-const _: () = assert!(limits::PARTITIONS_PER_TOPIC_MAX <= 1 << SubscriptionId::PARTITION_BITS);
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
@@ -117,21 +78,6 @@ enum Phase {
     Retired,
 }
 
-/// Names one stream to one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FeedId {
-    pub(crate) node: NodeId,
-    pub(crate) number: u64,
-}
-
-/// What opens a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Opening {
-    pub(crate) id: SubscriptionId,
-    pub(crate) from: StartAt,
-    pub(crate) credit: u64,
-}
-
 /// Batches of one message, checked but not yet placed.
 pub(crate) type Checked = Vec<(BatchHeader, Bytes)>;
 
@@ -149,6 +95,8 @@ pub(crate) enum Fault {
     OverCredit { bytes: u64, credit: i64 },
     #[error("records came before the subscription was opened")]
     NotOpen,
+    #[error("records up to {next} were passed over, which are stored up to {end}, for a filter that was not asked for")]
+    Unasked { next: Offset, end: Offset },
 }
 
 #[derive(Debug)]
@@ -162,7 +110,7 @@ pub(crate) struct Subscription {
     phase: Phase,
     /// Counts openings; a part of the id, so that a stale stream's messages are recognised.
     opening: u32,
-    /// Who led when it was last looked at.
+    /// Whom it was to read when it was last looked at: who led, if it reads from leaders.
     leader: Option<NodeId>,
     /// Bytes that the broker may still send; negative when its last batch was larger than what was left.
     granted: i64,
@@ -172,6 +120,8 @@ pub(crate) struct Subscription {
     skipped: u64,
     backoff: Backoff,
     strikes: u32,
+    /// The replica that was read last lags behind our place: the leader does not.
+    lagged: bool,
 }
 
 impl Subscription {
@@ -191,6 +141,7 @@ impl Subscription {
             skipped: 0,
             backoff: Backoff::new(BackoffPolicy::default()),
             strikes: 0,
+            lagged: false,
         }
     }
 
@@ -218,6 +169,21 @@ impl Subscription {
 
     pub(crate) fn partition(&self) -> PartitionId {
         self.partition
+    }
+
+    /// The node that it reads, or would.
+    pub(crate) fn source(&self) -> Option<NodeId> {
+        self.leader
+    }
+
+    /// Whether it must be read from the leader next, whatever it read from before.
+    pub(crate) fn needs_leader(&self) -> bool {
+        self.lagged
+    }
+
+    /// Failures in a row.
+    pub(crate) fn failures(&self) -> u32 {
+        self.backoff.failures()
     }
 
     /// The next offset wanted from the broker, once it is known.
@@ -274,6 +240,7 @@ impl Subscription {
     pub(crate) fn opened(&mut self, start: Offset, high_watermark: Offset) {
         let Phase::Opening { feed, .. } = self.phase else { return };
         self.phase = Phase::Open { feed };
+        self.lagged = false;
         if let StartAt::Offset(wanted) = self.next {
             self.skipped += start.distance_from(Offset::new(wanted));
         }
@@ -320,6 +287,24 @@ impl Subscription {
             self.strikes = 0;
         }
         Ok(accepted)
+    }
+
+    /// The broker says that its filter wants nothing below `next`. Returns the place, if that is news.
+    pub(crate) fn passed(&mut self, next: Offset, high_watermark: Offset) -> Result<Option<Offset>, Fault> {
+        let (Phase::Open { .. }, StartAt::Offset(at)) = (self.phase, self.next) else { return Err(Fault::NotOpen) };
+        if next > high_watermark {
+            return Err(Fault::Unasked { next, end: high_watermark });
+        }
+        self.granted = self.granted.saturating_sub_unsigned(limits::PASSED_CREDIT_BYTES as u64);
+        self.heard(high_watermark);
+        if next.get() <= at {
+            return Ok(None);
+        }
+        self.held += limits::PASSED_CREDIT_BYTES as u64;
+        self.next = StartAt::Offset(next.get());
+        self.backoff.succeeded();
+        self.strikes = 0;
+        Ok(Some(next))
     }
 
     /// The broker told how far the partition reaches.
@@ -380,6 +365,7 @@ impl Subscription {
     /// The broker ended it. Returns the refusal when the application must know.
     pub(crate) fn ended(&mut self, refusal: Refusal, now: Instant, random: u64) -> Option<Refusal> {
         self.pause(refusal.retry_after, now, random);
+        self.lagged |= refusal.reason == Reason::NotLeader;
         let out = self.strikes + 1 >= STRIKES_MAX;
         let halt = match refusal.reason {
             // A leader that is new may not know yet how far the log reaches, a node that is new no topics, and

@@ -54,6 +54,26 @@ fn ids_name_partition_and_opening() {
 }
 
 #[test]
+fn what_the_filter_passed_over_moves_the_place_and_costs_credit() {
+    let now = Instant::now();
+    let mut subscription = open_at(10, now);
+    let end = Offset::new(100);
+    assert_eq!(subscription.passed(Offset::new(30), end), Ok(Some(Offset::new(30))));
+    assert_eq!(subscription.passed(Offset::new(20), end), Ok(None), "no news");
+    assert_eq!(put(&mut subscription, vec![batch(25, 10)]), Ok(vec![30]), "what lies below is cut off");
+    let beyond = Offset::new(101);
+    assert_eq!(subscription.passed(beyond, end), Err(Fault::Unasked { next: beyond, end }));
+    // Every word costs: an application that does not read is not flooded.
+    let words = WINDOW / limits::PASSED_CREDIT_BYTES as u64;
+    let mut subscription = open_at(10, now);
+    for word in 0..words {
+        assert_eq!(subscription.passed(Offset::new(11 + word), end), Ok(Some(Offset::new(11 + word))));
+        assert_eq!(subscription.refill(), None, "nothing was read");
+    }
+    assert!(subscription.consumed(words * limits::PASSED_CREDIT_BYTES as u64).is_some());
+}
+
+#[test]
 fn what_is_below_is_cut_off_and_what_is_missing_is_noticed() {
     let now = Instant::now();
     let mut subscription = open_at(57, now);

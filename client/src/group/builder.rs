@@ -11,7 +11,12 @@ use super::{
     window::Policy,
 };
 use crate::{
-    cluster::Cluster, consumer::StartAt, error::ClientError, retry::BackoffPolicy, task::Kind, watch::TopicWatch,
+    cluster::Cluster,
+    consumer::{ReadFrom, StartAt, selection::Selection},
+    error::ClientError,
+    retry::BackoffPolicy,
+    task::Kind,
+    watch::TopicWatch,
 };
 
 const RECORDS_MAX: usize = 10_000;
@@ -25,6 +30,7 @@ pub struct GroupBuilder {
     cluster: Arc<Cluster>,
     options: Options,
     dead_letter: DeadLetter,
+    filter: Option<String>,
 }
 
 impl GroupBuilder {
@@ -47,8 +53,9 @@ impl GroupBuilder {
             commit_interval: Duration::from_millis(100),
             revoke_timeout: Duration::from_secs(10),
             credit_bytes: 8 << 20,
+            selection: Selection::default(),
         };
-        Self { cluster, options, dead_letter: DeadLetter::default() }
+        Self { cluster, options, dead_letter: DeadLetter::default(), filter: None }
     }
 
     /// The topics to read; at least one. All members together decide what the group reads.
@@ -63,6 +70,19 @@ impl GroupBuilder {
     /// an instance that still runs under that name is fenced. Default: none.
     pub fn member_name(mut self, name: impl Into<String>) -> Self {
         self.options.member_name = name.into();
+        self
+    }
+
+    /// Only records whose headers match: see [`ConsumerBuilder::filter`](crate::ConsumerBuilder::filter). What does not
+    /// match counts as done; all members of a group should have the same filter. Default: all records.
+    pub fn filter(mut self, filter: impl Into<String>) -> Self {
+        self.filter = Some(filter.into());
+        self
+    }
+
+    /// Which replica of a partition is read. Default: its leader.
+    pub fn read_from(mut self, read_from: ReadFrom) -> Self {
+        self.options.selection.read_from = read_from;
         self
     }
 
@@ -133,11 +153,12 @@ impl GroupBuilder {
     /// Joins the group. Returns once the coordinator has let the member in; partitions are assigned after that.
     ///
     /// # Errors
-    /// An option out of range; no such topic (the broker names the closest), or no topic for the dead letters; the
+    /// An option out of range; a filter that does not parse; no such topic (the broker names the closest), or no topic for the dead letters; the
     /// group refuses the member; nobody answers.
     pub async fn build(self) -> Result<GroupConsumer, ClientError> {
         self.check()?;
-        let Self { cluster, options, dead_letter } = self;
+        let Self { cluster, mut options, dead_letter, filter } = self;
+        options.selection = Selection::new(filter.as_deref(), options.selection.read_from)?;
         // Held until the member reads: what was looked up for one need not be looked up again.
         let mut watches = Vec::new();
         for topic in &options.topics {

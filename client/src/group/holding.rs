@@ -28,7 +28,7 @@ use super::{
     window::{Clock, Handout, Snapshot, Stale, Taken, Window},
 };
 use crate::{
-    consumer::{ConsumedRecord, Core, Parcel, subscription::Tenure},
+    consumer::{ConsumedRecord, Core, Parcel, opening::Tenure},
     error::ConsumeError,
 };
 
@@ -88,6 +88,8 @@ struct Open {
     window: Window<Kept>,
     parcels: VecDeque<Parcel>,
     reading: Option<Reading>,
+    /// Records that the filter does not match, and nobody has heard of.
+    filtered: u64,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,8 @@ pub(super) struct News {
     pub(super) doomed: bool,
     /// Leases that ran out.
     pub(super) expired: u64,
+    /// Records that the filter does not match.
+    pub(super) filtered: u64,
 }
 
 /// What is to be committed for a holding.
@@ -167,7 +171,7 @@ impl Holding {
         }
         // Under the lock: whoever ends it meanwhile must find what is to be ended.
         begin(&core, window.reach());
-        work.open = Some(Open { core, window, parcels: VecDeque::new(), reading: None });
+        work.open = Some(Open { core, window, parcels: VecDeque::new(), reading: None, filtered: 0 });
         true
     }
 
@@ -351,9 +355,10 @@ impl Holding {
 }
 
 impl Open {
-    fn news(&self, expired: u64) -> News {
+    fn news(&mut self, expired: u64) -> News {
+        let filtered = std::mem::take(&mut self.filtered);
         let window = &self.window;
-        News { dirty: window.is_dirty(), urgent: window.is_urgent(), doomed: window.has_doomed(), expired }
+        News { dirty: window.is_dirty(), urgent: window.is_urgent(), doomed: window.has_doomed(), expired, filtered }
     }
 
     fn tick(&mut self, clock: &Clock) -> u64 {
@@ -391,13 +396,17 @@ impl Open {
             let Some(reading) = &mut self.reading else {
                 let parcel = self.parcels.pop_front()?;
                 match self.begin(holding, parcel) {
-                    Ok(reading) => self.reading = Some(reading),
+                    Ok(reading) => self.reading = reading,
                     Err(fault) => return Some(Err(fault)),
                 }
                 continue;
             };
             match reading.records.next() {
                 Some(Ok(view)) if view.offset < reading.from => {}
+                Some(Ok(view)) if !self.core.selection.wants(&view) => {
+                    self.filtered += 1;
+                    self.window.skip_to(view.offset.advance(1));
+                }
                 Some(Ok(view)) => {
                     let (offset, timestamp_ms) = (view.offset, view.timestamp_ms);
                     let key = view.key.as_deref().map(hash);
@@ -421,15 +430,16 @@ impl Open {
         }
     }
 
-    /// Opens the next batch.
-    fn begin(&mut self, holding: &Holding, parcel: Parcel) -> Result<Reading, ConsumeError> {
-        let Parcel { batch, from, .. } = parcel;
+    /// Opens the next batch, if it is one.
+    fn begin(&mut self, holding: &Holding, parcel: Parcel) -> Result<Option<Reading>, ConsumeError> {
         let (core, partition, tenure) = (self.core.clone(), holding.claim.partition, holding.tenure);
-        let held = Arc::new(Held { core, partition, tenure, bytes: batch.len() });
+        let held = Arc::new(Held { core, partition, tenure, bytes: parcel.bytes() });
+        let Parcel { batch, from, .. } = parcel;
         self.window.skip_to(from);
+        let Some(batch) = batch else { return Ok(None) };
         let next = BatchHeader::parse(&batch).map(|header| header.next_offset());
         match (records(batch), next) {
-            (Ok(records), _) => Ok(Reading { records, from, held }),
+            (Ok(records), _) => Ok(Some(Reading { records, from, held })),
             (Err(fault), next) => {
                 self.window.skip_to(next.unwrap_or(from));
                 Err(undecodable(holding, from, &fault))

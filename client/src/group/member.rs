@@ -35,7 +35,7 @@ use super::{
 use crate::{
     address::Address,
     cluster::Cluster,
-    consumer::{Core, Inbox, StartAt, subscription::Tenure},
+    consumer::{Core, Inbox, StartAt, opening::Tenure, selection::Selection},
     task::{Kind, Tasks},
 };
 
@@ -54,6 +54,7 @@ pub(super) struct Options {
     pub(super) commit_interval: Duration,
     pub(super) revoke_timeout: Duration,
     pub(super) credit_bytes: usize,
+    pub(super) selection: Selection,
 }
 
 /// The member as the coordinator sees it.
@@ -253,7 +254,10 @@ impl Member {
 
     /// Makes those hear of it who must.
     pub(super) fn heed(&self, news: News) {
-        let News { dirty, urgent, doomed, expired } = news;
+        let News { dirty, urgent, doomed, expired, filtered } = news;
+        if filtered > 0 {
+            self.counters.filtered.add(filtered);
+        }
         if expired > 0 {
             self.counters.expired.add(expired);
         }

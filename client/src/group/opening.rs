@@ -91,7 +91,8 @@ impl Member {
                 format!("another topic has the name {:?} by now, or the node that answered lags", assigned.topic);
             return Err(ClientError::Refused(Refusal::new(Reason::UnknownTopic, text)));
         }
-        let core = Core::new(self.cluster.clone(), topic, self.tasks.clone(), self.inbox.clone(), []);
+        let (tasks, inbox) = (self.tasks.clone(), self.inbox.clone());
+        let core = Core::new(self.cluster.clone(), topic, tasks, inbox, self.options.selection.clone(), []);
         self.tasks.spawn(Kind::ConsumerUpkeep, core.clone().upkeep());
         cores.insert(assigned.claim.topic, core.clone());
         Ok(core)

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use busbar_proto::{PartitionId, TopicId, v1};
 use bytes::Bytes;
 
-use crate::consumer::subscription::Tenure;
+use crate::consumer::opening::Tenure;
 
 /// A partition in a member's hands, as the coordinator names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -27,6 +27,8 @@ pub struct GroupStats {
     pub dead_lettered: u64,
     /// Records given up without a dead letter, as the policy says.
     pub dropped: u64,
+    /// Records received and left out because the filter does not match them.
+    pub filtered: u64,
     /// Words on records that did not count any more.
     pub stale: u64,
     /// Partitions gained.
@@ -76,6 +78,7 @@ counters!(
     expired,
     dead_lettered,
     dropped,
+    filtered,
     stale,
     assigned,
     revoked,

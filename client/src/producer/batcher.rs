@@ -10,13 +10,16 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use busbar_proto::batch::{BatchBuilder, BatchOptions, Compression, HEADER_BYTES};
+use busbar_proto::{
+    batch::{BatchBuilder, BatchOptions, Compression, HEADER_BYTES},
+    filter::{DigestBuilder, DigestNames},
+};
 use tokio::time::Instant;
 
 use crate::{producer::ticket::Ticket, record::Record};
 
 /// How records are gathered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct BatcherOptions {
     /// A batch this large is full.
     pub(crate) batch_bytes: usize,
@@ -29,12 +32,15 @@ pub(crate) struct BatcherOptions {
     pub(crate) eager_batches: usize,
     /// From a batch's first record to its end.
     pub(crate) delivery_timeout: Duration,
+    /// Headers whose values are told beside the batch.
+    pub(crate) digest: DigestNames,
 }
 
 /// A batch that is being filled or waits.
 #[derive(Debug)]
 pub(crate) struct Gathered {
     pub(crate) builder: BatchBuilder,
+    pub(crate) digest: DigestBuilder,
     pub(crate) ticket: Arc<Ticket>,
     /// Buffer space its records hold.
     pub(crate) held_bytes: usize,
@@ -177,9 +183,10 @@ impl Batcher {
 
 impl Gathered {
     fn new(options: &BatcherOptions, now: Instant) -> Self {
-        let &BatcherOptions { compression, batch_bytes_max, delivery_timeout, .. } = options;
+        let &BatcherOptions { compression, batch_bytes_max, delivery_timeout, ref digest, .. } = options;
         Self {
             builder: BatchBuilder::new(BatchOptions { compression, max_bytes: batch_bytes_max }),
+            digest: DigestBuilder::new(digest.clone()),
             ticket: Arc::default(),
             held_bytes: 0,
             begun: now,
@@ -205,6 +212,7 @@ impl Gathered {
         let index = self.builder.record_count();
         let Record { key, value, headers, .. } = record;
         self.builder.push(timestamp_ms, key.as_deref(), Some(value), headers).ok()?;
+        self.digest.push(headers);
         self.held_bytes += held_bytes;
         Some(Placed { ticket: self.ticket.clone(), index })
     }
@@ -226,6 +234,7 @@ mod tests {
             linger,
             eager_batches: 1,
             delivery_timeout: Duration::from_secs(30),
+            digest: DigestNames::default(),
         })
     }
 

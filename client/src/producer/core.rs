@@ -34,6 +34,7 @@ use crate::{
         destinations::{Destinations, Guards, Hold, Obstacle},
         identity::Named,
         link::{Correlation, Link, Outgoing},
+        sealed::SealedBatch,
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
@@ -251,7 +252,7 @@ impl Core {
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
             let correlation = Correlation { partition, attempt: flight.attempt_id() };
-            let request = self.request(correlation, flight.batch.bytes.clone(), flight.deadlines.earliest());
+            let request = self.request(correlation, &flight.batch, flight.deadlines.earliest());
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
                 shard.link_lost(link.id, &link.closed(), self.clock(now));
@@ -275,14 +276,14 @@ impl Core {
         self.alarm.set(shard.window.wake_at(self.options.answer_timeout).map(|at| at.max(now + DOUBT_AGAIN)));
     }
 
-    fn request(&self, correlation: Correlation, batch: bytes::Bytes, deadline: Instant) -> v1::PublishRequest {
+    fn request(&self, correlation: Correlation, batch: &SealedBatch, deadline: Instant) -> v1::PublishRequest {
         let skewed = self.skewed.load(Ordering::Relaxed);
         v1::PublishRequest {
             correlation: correlation.pack(),
             topic_id: bytes::Bytes::copy_from_slice(self.topic.view().id.as_bytes()),
             partition: correlation.partition.get(),
-            batch,
-            envelope: None,
+            batch: batch.bytes.clone(),
+            envelope: Some(v1::Envelope { digest: batch.digest.clone() }),
             deadline_unix_ms: if skewed { 0 } else { self.cluster.env.unix_ms_at(deadline) },
         }
     }

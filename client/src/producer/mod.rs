@@ -29,7 +29,7 @@ mod window;
 
 use std::{future::IntoFuture, sync::Arc, time::Duration};
 
-use busbar_proto::{PartitionId, TopicName, batch::Compression, limits};
+use busbar_proto::{PartitionId, TopicName, batch::Compression, filter::DigestNames, limits};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use self::{
@@ -286,6 +286,7 @@ pub struct ProducerBuilder {
     delivery_timeout: Duration,
     answer_timeout: Duration,
     guards: Guards,
+    digest: Vec<String>,
 }
 
 impl ProducerBuilder {
@@ -306,6 +307,7 @@ impl ProducerBuilder {
                 retry_budget: Some(RetryBudget::default()),
                 circuit_breaker: Some(CircuitBreaker::default()),
             },
+            digest: DigestNames::EVENTS.map(str::to_owned).into(),
         }
     }
 
@@ -322,6 +324,15 @@ impl ProducerBuilder {
     /// busy one batches by itself.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
+        self
+    }
+
+    /// Headers that consumers are meant to filter by: which values they have is told beside each batch, so that brokers
+    /// need not send it to those who want none of its records. Default: `ce_type`, `ce_source` and `ce_subject`, the
+    /// attributes of CloudEvents. At most 16 names of at most 64 bytes; with more than 16 different values in a batch, or
+    /// long ones, the batch is sent to everyone. Filters on other headers work, too: on the consumer's side only.
+    pub fn digest(mut self, headers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.digest = headers.into_iter().map(Into::into).collect();
         self
     }
 
@@ -392,7 +403,9 @@ impl ProducerBuilder {
     pub async fn build(self) -> Result<Producer, ClientError> {
         self.check()?;
         let Self { cluster, topic, name, linger, batch_bytes, compression, .. } = self;
-        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, guards, .. } = self;
+        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, guards, digest, .. } =
+            self;
+        let digest = DigestNames::new(digest.iter().map(String::as_str))?;
         let topic = TopicWatch::open(&cluster, &topic).await?;
         let batch_bytes_max = topic.view().batch_bytes_max;
         let batching = BatcherOptions {
@@ -402,6 +415,7 @@ impl ProducerBuilder {
             linger,
             eager_batches,
             delivery_timeout,
+            digest,
         };
         let named = name.map(|name| Named::new(name, cluster.env.random()));
         let identity = match &named {
@@ -415,7 +429,7 @@ impl ProducerBuilder {
         let shard_options =
             ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, named: identity.is_some(), now };
         let core = Core::new(cluster, topic, options, |partition| {
-            let mut shard = Shard::new(name.clone(), partition, shard_options);
+            let mut shard = Shard::new(name.clone(), partition, shard_options.clone());
             if let Some(identity) = identity {
                 shard.window.identify(identity);
             }

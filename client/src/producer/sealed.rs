@@ -14,6 +14,8 @@ const CHECKED_FROM: usize = 21;
 #[derive(Debug)]
 pub(crate) struct SealedBatch {
     pub(crate) bytes: Bytes,
+    /// What is told of its records' headers.
+    pub(crate) digest: Bytes,
     pub(crate) ticket: Arc<Ticket>,
     /// Buffer space its records hold.
     pub(crate) held_bytes: usize,
@@ -23,9 +25,9 @@ pub(crate) struct SealedBatch {
 
 impl SealedBatch {
     pub(crate) fn seal(gathered: Gathered, producer: ProducerState) -> Self {
-        let Gathered { builder, ticket, held_bytes, begun, .. } = gathered;
+        let Gathered { builder, digest, ticket, held_bytes, begun, .. } = gathered;
         let (records, diary) = (builder.record_count(), Diary::new(begun));
-        Self { bytes: builder.build(producer), ticket, held_bytes, records, diary }
+        Self { bytes: builder.build(producer), digest: digest.build(), ticket, held_bytes, records, diary }
     }
 }
 

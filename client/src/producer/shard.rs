@@ -93,7 +93,7 @@ pub(crate) struct Clock {
 }
 
 /// Bounds of a shard.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ShardOptions {
     pub(crate) batching: BatcherOptions,
     pub(crate) in_flight_max: usize,

@@ -56,7 +56,11 @@ impl GroupArgs {
 pub(super) async fn run(args: Args, mut signals: EndSignals) -> anyhow::Result<ExitCode> {
     let group = args.group.group.as_ref().context("--group is missing")?;
     let client = args.server.connect().await?;
-    let builder = client.group(group.as_str()).topics([args.topic.as_str()]).from(args.from);
+    let builder = client.group(group.as_str()).topics([args.topic.as_str()]).from(args.from).read_from(args.read_from);
+    let builder = match &args.filter {
+        Some(filter) => builder.filter(filter.as_str()),
+        None => builder,
+    };
     let mut consumer = tokio::select! {
         biased;
         () = signals.next() => return Ok(ExitCode::SUCCESS),

@@ -6,7 +6,7 @@ mod group;
 
 use std::{io, process::ExitCode};
 
-use busbar_client::{ConsumedRecord, StartAt};
+use busbar_client::{ConsumedRecord, Filter, FilterError, ReadFrom, StartAt};
 use busbar_proto::TopicName;
 
 use crate::{
@@ -26,6 +26,13 @@ pub(crate) struct Args {
     /// Only this partition [default: all; order holds within each]
     #[arg(long, value_name = "N", conflicts_with = "group")]
     partition: Option<u32>,
+    /// Only records whose headers match, such as "ce_type = 'order.created' and region in ('eu', 'us')": =, !=, ^=
+    /// (begins with), in (...), exists(...), and, or, not, parentheses
+    #[arg(long, value_name = "EXPRESSION", value_parser = filter)]
+    filter: Option<Filter>,
+    /// Which replica of each partition is read: its leader, or any
+    #[arg(long, default_value = "leader", value_name = "WHICH", value_parser = read_from)]
+    read_from: ReadFrom,
     /// Exit 0 after so many records [default: until Ctrl-C]
     #[arg(long, short = 'n', value_name = "N")]
     count: Option<u64>,
@@ -52,7 +59,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn print_records(args: Args) -> anyhow::Result<()> {
     let client = args.server.connect().await?;
-    let mut builder = client.consumer(args.topic.as_str()).from(args.from);
+    let mut builder = client.consumer(args.topic.as_str()).from(args.from).read_from(args.read_from);
+    if let Some(filter) = &args.filter {
+        builder = builder.filter(filter.as_str());
+    }
     if let Some(partition) = args.partition {
         builder = builder.partitions(vec![partition]);
     }
@@ -71,6 +81,19 @@ fn print(record: &ConsumedRecord, output: OutputArgs) -> io::Result<()> {
     match output.format {
         Format::Text => output::line(view.line()),
         Format::Json => output::json(&view),
+    }
+}
+
+/// Parsed before anything is connected; the error points at the place.
+fn filter(text: &str) -> Result<Filter, FilterError> {
+    text.parse()
+}
+
+fn read_from(text: &str) -> Result<ReadFrom, String> {
+    match text {
+        "leader" => Ok(ReadFrom::Leader),
+        "any" => Ok(ReadFrom::Any),
+        _ => Err("write leader or any".to_owned()),
     }
 }
 

@@ -1,10 +1,13 @@
 //! The head of a partition's raft entry: what `apply` needs to know of the batches in its body.
 //!
 //! ```text
-//! version u8 | kind u8 | 1: epoch, stamped_ms, count, count x batch | 2: log_start | 3: producer, epoch, stamped_ms
+//! version u8 | kind u8 | 1, 4: epoch, stamped_ms, count, count x batch | 2: log_start | 3: producer, epoch, stamped_ms
 //! batch = base_offset - expected, record_count, producer_id, producer_epoch, base_sequence,
-//!         max_timestamp_ms - stamped_ms, bytes
+//!         max_timestamp_ms - stamped_ms, bytes, (4 only) digest_bytes
 //! ```
+//! The body of kind 4 is the batches and, after all of them, their digests in the same order: what a reader wants of
+//! several batches stays one run of bytes. Kind 1 is one without digests.
+//!
 //! Every number is of variable length (signed ones zigzag); `expected` is the offset after the batch before, so that
 //! a sound entry's second offset is one zero byte. A one-record batch takes about 12 bytes.
 //!
@@ -21,6 +24,7 @@ const VERSION: u8 = 1;
 const KIND_BATCHES: u8 = 1;
 const KIND_TRIM: u8 = 2;
 const KIND_FENCE: u8 = 3;
+const KIND_BATCHES_WITH_DIGESTS: u8 = 4;
 /// Seven fields of at least one byte.
 const BATCH_BYTES_MIN: usize = 7;
 
@@ -44,10 +48,12 @@ pub struct BatchSummary {
     pub max_timestamp_ms: i64,
     /// Its length in the entry's body.
     pub bytes: u32,
+    /// Length of what its producer told of its records' headers, behind all batches of the body; 0 = nothing.
+    pub digest_bytes: u32,
 }
 
 impl BatchSummary {
-    /// What a verified batch's header says of it, stamped with `base_offset`.
+    /// What a verified batch's header says of it, stamped with `base_offset`; without a digest.
     pub fn of(header: &BatchHeader, base_offset: Offset) -> Self {
         Self {
             base_offset,
@@ -57,6 +63,7 @@ impl BatchSummary {
             base_sequence: header.base_sequence,
             max_timestamp_ms: header.max_timestamp_ms,
             bytes: header.total_bytes().try_into().unwrap_or(u32::MAX),
+            digest_bytes: 0,
         }
     }
 
@@ -118,7 +125,9 @@ impl EntryHead {
     /// Length of the body that belongs to it.
     pub fn body_bytes(&self) -> u64 {
         match self {
-            Self::Batches { batches, .. } => batches.iter().map(|batch| u64::from(batch.bytes)).sum(),
+            Self::Batches { batches, .. } => {
+                batches.iter().map(|batch| u64::from(batch.bytes) + u64::from(batch.digest_bytes)).sum()
+            }
             Self::Trim { .. } | Self::Fence { .. } => 0,
         }
     }
@@ -129,13 +138,17 @@ impl EntryHead {
         out.put_u8(VERSION);
         match self {
             Self::Batches { epoch, stamped_ms, batches } => {
-                out.put_u8(KIND_BATCHES);
+                let digests = batches.iter().any(|batch| batch.digest_bytes > 0);
+                out.put_u8(if digests { KIND_BATCHES_WITH_DIGESTS } else { KIND_BATCHES });
                 put_unsigned(&mut out, epoch.get());
                 put_signed(&mut out, *stamped_ms);
                 put_unsigned(&mut out, batches.len() as u64);
                 let mut expected = 0;
                 for batch in batches {
                     put_batch(&mut out, batch, expected, *stamped_ms);
+                    if digests {
+                        put_unsigned(&mut out, batch.digest_bytes.into());
+                    }
                     expected = batch.next_offset().get();
                 }
             }
@@ -161,7 +174,8 @@ impl EntryHead {
         let mut reader = Reader::new(WHAT, bytes);
         reader.version(VERSION)?;
         let head = match reader.byte("kind")? {
-            KIND_BATCHES => read_batches(&mut reader)?,
+            KIND_BATCHES => read_batches(&mut reader, false)?,
+            KIND_BATCHES_WITH_DIGESTS => read_batches(&mut reader, true)?,
             KIND_TRIM => Self::Trim { log_start: Offset::new(reader.unsigned("log start")?) },
             KIND_FENCE => Self::Fence {
                 producer: ProducerId::new(reader.signed("producer id")?),
@@ -185,16 +199,23 @@ fn put_batch(out: &mut BytesMut, batch: &BatchSummary, expected: u64, stamped_ms
     put_unsigned(out, batch.bytes.into());
 }
 
-fn read_batches(reader: &mut Reader<'_>) -> Result<EntryHead, DecodeError> {
+fn read_batches(reader: &mut Reader<'_>, digests: bool) -> Result<EntryHead, DecodeError> {
     let epoch = Term::new(reader.unsigned("epoch")?);
     let stamped_ms = reader.signed("stamped time")?;
     let count = reader.count("batch count", BATCH_BYTES_MIN)?;
     let mut batches = Vec::with_capacity(count);
     let mut expected = 0;
     for _ in 0..count {
-        let batch = read_batch(reader, expected, stamped_ms)?;
+        let mut batch = read_batch(reader, expected, stamped_ms)?;
+        if digests {
+            batch.digest_bytes = reader.narrow("digest bytes")?;
+        }
         expected = batch.next_offset().get();
         batches.push(batch);
+    }
+    // One way to write each head.
+    if digests && batches.iter().all(|batch| batch.digest_bytes == 0) {
+        return Err(reader.invalid("kind", KIND_BATCHES_WITH_DIGESTS));
     }
     Ok(EntryHead::Batches { epoch, stamped_ms, batches })
 }
@@ -216,5 +237,6 @@ fn read_batch(reader: &mut Reader<'_>, expected: u64, stamped_ms: i64) -> Result
         base_sequence: Sequence::new(reader.narrow_signed("base sequence")?),
         max_timestamp_ms: reader.signed("max timestamp")?.wrapping_add(stamped_ms),
         bytes: reader.narrow("batch bytes")?,
+        digest_bytes: 0,
     })
 }

@@ -70,13 +70,18 @@ impl Sequencer {
 
     /// Decides on a batch whose bytes were verified. On [`Admission::Accept`] it is part of the open entry.
     pub fn admit(&mut self, header: &BatchHeader) -> Admission {
-        self.admit_unless(header, None)
+        self.admit_unless(header, 0, None)
     }
 
-    /// The same, for a caller that knows of a newer epoch of the batch's producer, claimed for an incarnation that may
-    /// not have written here: a batch that is stored is still told so, any other is refused.
-    pub fn admit_unless(&mut self, header: &BatchHeader, replaced_by: Option<ProducerEpoch>) -> Admission {
-        let batch = BatchSummary::of(header, self.next_offset);
+    /// The same, with a digest of that length, for a caller that knows of a newer epoch of the batch's producer, claimed
+    /// for an incarnation that may not have written here: a batch that is stored is still told so, any other is refused.
+    pub fn admit_unless(
+        &mut self,
+        header: &BatchHeader,
+        digest_bytes: u32,
+        replaced_by: Option<ProducerEpoch>,
+    ) -> Admission {
+        let batch = BatchSummary { digest_bytes, ..BatchSummary::of(header, self.next_offset) };
         if batch.record_count == 0 {
             return Admission::Reject(Refusal::new(Reason::CorruptBatch, "the batch has no record: send at least one"));
         }

@@ -102,6 +102,18 @@ fn a_checkpoint_with_fences_has_these_bytes() {
 }
 
 #[test]
+fn digests_are_counted_behind_the_batches() {
+    let EntryHead::Batches { epoch, stamped_ms, mut batches } = head() else { panic!("a head of batches") };
+    let plain = EntryHead::Batches { epoch, stamped_ms, batches: batches.clone() };
+    batches[1].digest_bytes = 300;
+    let told = EntryHead::Batches { epoch, stamped_ms, batches };
+    assert_eq!(told.body_bytes(), plain.body_bytes() + 300);
+    assert_eq!((plain.encode()[1], told.encode()[1]), (1, 4));
+    assert_eq!(hex(&told.encode()[told.encode().len() - 2..]), "ac02");
+    assert_eq!(EntryHead::decode(&told.encode()), Ok(told));
+}
+
+#[test]
 fn what_heads_say() {
     let head = head();
     assert_eq!((head.end_offset(), head.max_timestamp_ms()), (Some(Offset::new(1_004)), Some(1_003)));
@@ -127,7 +139,7 @@ fn faults_are_named() {
             with(|b| b[0] = 2),
             "a partition entry's head has format version 2, this build reads version 1: upgrade this node",
         ),
-        (with(|b| b[1] = 4), "a partition entry's head has a kind that can't be: 4"),
+        (with(|b| b[1] = 5), "a partition entry's head has a kind that can't be: 5"),
         (with(|b| b[8] = 0), "a partition entry's head has a record count that can't be: 0"),
     ] {
         assert_eq!(got, want);
@@ -140,8 +152,9 @@ fn faults_are_named() {
 
 fn any_batch() -> impl Strategy<Value = BatchSummary> {
     let whose = (any::<i64>(), any::<i16>(), any::<i32>());
-    (0..=i64::MAX as u64 - (1 << 33), 1..=u32::MAX, whose, any::<i64>(), any::<u32>()).prop_map(
-        |(base_offset, record_count, (id, epoch, sequence), max_timestamp_ms, bytes)| BatchSummary {
+    let bytes = (any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()]);
+    (0..=i64::MAX as u64 - (1 << 33), 1..=u32::MAX, whose, any::<i64>(), bytes).prop_map(
+        |(base_offset, record_count, (id, epoch, sequence), max_timestamp_ms, (bytes, digest_bytes))| BatchSummary {
             base_offset: Offset::new(base_offset),
             record_count,
             producer_id: ProducerId::new(id),
@@ -149,6 +162,7 @@ fn any_batch() -> impl Strategy<Value = BatchSummary> {
             base_sequence: Sequence::new(sequence),
             max_timestamp_ms,
             bytes,
+            digest_bytes,
         },
     )
 }

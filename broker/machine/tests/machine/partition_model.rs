@@ -237,7 +237,7 @@ impl World {
         let Some(sequencer) = self.sequencer.as_mut() else { return };
         let next_offset = sequencer.next_offset();
         let claimed = self.claimed.get(&sent.producer).filter(|&&claimed| sent.epoch < claimed);
-        match sequencer.admit_unless(&sent.header(), claimed.map(|&epoch| ProducerEpoch::new(epoch))) {
+        match sequencer.admit_unless(&sent.header(), 0, claimed.map(|&epoch| ProducerEpoch::new(epoch))) {
             Admission::Accept { base_offset } => {
                 assert_eq!(base_offset, next_offset);
                 assert_eq!(sequencer.open_batches().last(), Some(&sent.at(base_offset.get())));

@@ -7,19 +7,24 @@
 use std::sync::Arc;
 
 use busbar_proto::{
-    PartitionId, Reason, Refusal, limits,
+    PartitionId, Reason, Refusal,
+    filter::Digest,
     v1::{
         Envelope, PublishRequest, PublishResponse,
         publish_response::{Acknowledged, Outcome},
     },
 };
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::data::topic_id;
-use crate::{partition::PublishResult, service::Broker};
+use crate::{
+    partition::{Offered, PublishResult},
+    service::Broker,
+};
 
 const UNANSWERED_MAX: usize = 4096;
 
@@ -53,23 +58,26 @@ pub(super) fn run(
 }
 
 async fn handle(broker: &Broker, request: PublishRequest, answer: Box<dyn FnOnce(PublishResult) + Send>) {
-    let topic = match topic_id(&request.topic_id).and_then(|id| check(request.envelope.as_ref()).map(|()| id)) {
-        Ok(topic) => topic,
+    let PublishRequest { correlation: _, topic_id: id, partition, batch, envelope, deadline_unix_ms } = request;
+    let sound = topic_id(&id).and_then(|topic| Ok((topic, digest(envelope)?)));
+    let (topic, digest) = match sound {
+        Ok(sound) => sound,
         Err(refusal) => return answer(Err(refusal)),
     };
-    let deadline = i64::try_from(request.deadline_unix_ms).ok().filter(|deadline| *deadline > 0);
-    broker.publish(topic, PartitionId::new(request.partition), request.batch, deadline, answer).await;
+    let deadline_unix_ms = i64::try_from(deadline_unix_ms).ok().filter(|deadline| *deadline > 0);
+    let offered = Offered { batch, digest, deadline_unix_ms };
+    broker.publish(topic, PartitionId::new(partition), offered, answer).await;
 }
 
-fn check(envelope: Option<&Envelope>) -> Result<(), Refusal> {
-    let Some(envelope) = envelope else { return Ok(()) };
-    let attributes: usize = envelope.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let bytes = attributes + envelope.traceparent.len() + envelope.tracestate.len();
-    if bytes > limits::ENVELOPE_BYTES_MAX {
-        let message = format!("the envelope has {bytes} bytes, at most {} are allowed", limits::ENVELOPE_BYTES_MAX);
-        return Err(Refusal::new(Reason::InvalidArgument, message));
+/// The digest of an envelope, if it is sound: what is stored must make sense to every reader of this version.
+fn digest(envelope: Option<Envelope>) -> Result<Bytes, Refusal> {
+    let Some(Envelope { digest }) = envelope.filter(|envelope| !envelope.digest.is_empty()) else {
+        return Ok(Bytes::new());
+    };
+    match Digest::decode(&digest) {
+        Ok(_) => Ok(digest),
+        Err(fault) => Err(Refusal::new(Reason::InvalidArgument, format!("the envelope's digest: {fault}"))),
     }
-    Ok(())
 }
 
 fn response(correlation: u64, result: PublishResult) -> PublishResponse {

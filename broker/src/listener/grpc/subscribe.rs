@@ -9,14 +9,17 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use busbar_proto::{
     Offset, PartitionId, Reason, Refusal,
+    filter::FilterError,
+    limits,
     v1::{
         SubscribeRequest, SubscribeResponse,
         subscribe_request::{Action, Open, open::From},
-        subscribe_response::{Batches, CaughtUp, Event, Opened},
+        subscribe_response::{Batches, CaughtUp, Event, Opened, Passed},
     },
 };
 use futures::Stream;
@@ -27,7 +30,12 @@ use tonic::{Status, Streaming};
 
 use super::data::topic_id;
 use crate::{
-    partition::{reader::Reader, sequencer::not_leader},
+    partition::{
+        Replica,
+        reader::{Reader, Run},
+        sequencer::{no_leader, not_leader},
+    },
+    raft::group::Leadership,
     service::{Broker, broker::StartAt},
 };
 
@@ -35,6 +43,10 @@ use crate::{
 const EVENTS_QUEUED: usize = 8;
 /// Bytes read at once for one subscription.
 const READ_BYTES: usize = 1 << 20;
+/// How long a replica that does not lead may take to get to where a reader comes from.
+const LAG_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a reader of another replica than the leader's is told whether that still hears of new records.
+const FOLLOWER_PATIENCE: Duration = Duration::from_secs(2);
 /// Credit does not grow beyond this; more means nothing.
 const CREDIT_MAX: i64 = 1 << 40;
 
@@ -151,14 +163,7 @@ async fn send(events: &Events, id: u32, event: Event) -> bool {
 }
 
 async fn serve(broker: &Broker, id: u32, wanted: &Open, credit: &Credit, events: &Events) -> Result<(), Refusal> {
-    let from = match wanted.from {
-        Some(From::Offset(offset)) => StartAt::Offset(Offset::new(offset)),
-        Some(From::Latest(_)) => StartAt::Latest,
-        Some(From::Earliest(_)) | None => StartAt::Earliest,
-    };
-    let topic = topic_id(&wanted.topic_id)?;
-    let partition = PartitionId::new(wanted.partition);
-    let (mut reader, replica) = broker.reader(topic, partition, from, wanted.any_replica)?;
+    let (mut reader, replica) = open(broker, wanted).await?;
     let (log_start, high_watermark) = replica.bounds();
     let opened = Opened {
         start_offset: reader.next_offset().get(),
@@ -180,36 +185,86 @@ async fn serve(broker: &Broker, id: u32, wanted: &Open, credit: &Credit, events:
             alive = leadership.changed() => if alive { continue } else { return Err(gone()) },
             () = events.closed() => return Ok(()),
         };
+        let before = reader.next_offset();
         let runs = reader.next(bytes.min(READ_BYTES)).await?;
-        if runs.is_empty() {
-            let high_watermark = reader.high_watermark().get();
-            if !caught_up && !send(events, id, Event::CaughtUp(CaughtUp { high_watermark })).await {
+        if reader.next_offset() > before {
+            caught_up = false;
+            if !deliver(&reader, id, before, runs, credit, events).await {
                 return Ok(());
-            }
-            caught_up = true;
-            tokio::select! {
-                readable = reader.readable() => readable?,
-                alive = leadership.changed() => if !alive { return Err(gone()) },
-                () = events.closed() => return Ok(()),
             }
             continue;
         }
-        caught_up = false;
-        if !deliver(&reader, id, runs, credit, events).await {
+        let high_watermark = reader.high_watermark().get();
+        if !caught_up && !send(events, id, Event::CaughtUp(CaughtUp { high_watermark })).await {
             return Ok(());
+        }
+        caught_up = true;
+        tokio::select! {
+            readable = reader.readable() => readable?,
+            alive = leadership.changed() => if !alive { return Err(gone()) },
+            () = events.closed() => return Ok(()),
+            () = tokio::time::sleep(FOLLOWER_PATIENCE) => require_contact(broker, leadership.current())?,
         }
     }
 }
 
-async fn deliver(reader: &Reader, id: u32, runs: Vec<bytes::Bytes>, credit: &Credit, events: &Events) -> bool {
-    for batches in runs {
+async fn open(broker: &Broker, wanted: &Open) -> Result<(Reader, Arc<Replica>), Refusal> {
+    let from = match wanted.from {
+        Some(From::Offset(offset)) => StartAt::Offset(Offset::new(offset)),
+        Some(From::Latest(_)) => StartAt::Latest,
+        Some(From::Earliest(_)) | None => StartAt::Earliest,
+    };
+    let filter = match wanted.filter.as_str() {
+        "" => None,
+        text => {
+            Some(text.parse().map_err(|fault: FilterError| Refusal::new(Reason::InvalidArgument, fault.to_string()))?)
+        }
+    };
+    let topic = topic_id(&wanted.topic_id)?;
+    let partition = PartitionId::new(wanted.partition);
+    if let (true, StartAt::Offset(offset)) = (wanted.any_replica, from) {
+        let replica = broker.replica(topic, partition)?;
+        if !replica.group().leadership().is_self {
+            replica.reaches(offset, LAG_PATIENCE).await;
+        }
+    }
+    let (reader, replica) = broker.reader(topic, partition, from, wanted.any_replica)?;
+    Ok((reader.filtered(filter), replica))
+}
+
+/// A replica that hears of no leader does not hear of new records either: its readers are better served elsewhere.
+fn require_contact(broker: &Broker, now: Leadership) -> Result<(), Refusal> {
+    let is_alive = |leader| broker.leaders().is_alive(leader, broker.clock().now());
+    let in_contact = now.is_self || now.leader.is_some_and(is_alive);
+    if in_contact { Ok(()) } else { Err(no_leader()) }
+}
+
+/// Sends what was read from `position` on, and says what was passed over. False when the client is gone.
+async fn deliver(
+    reader: &Reader,
+    id: u32,
+    mut position: Offset,
+    runs: Vec<Run>,
+    credit: &Credit,
+    events: &Events,
+) -> bool {
+    let high_watermark = reader.high_watermark().get();
+    let passed = |next: Offset| {
+        credit.spend(limits::PASSED_CREDIT_BYTES);
+        Event::Passed(Passed { next_offset: next.get(), high_watermark })
+    };
+    for Run { first_offset, next_offset, batches } in runs {
+        if first_offset > position && !send(events, id, passed(first_offset)).await {
+            return false;
+        }
+        position = next_offset;
         credit.spend(batches.len());
         let high_watermark = reader.high_watermark().get();
         if !send(events, id, Event::Batches(Batches { batches, high_watermark })).await {
             return false;
         }
     }
-    true
+    reader.next_offset() <= position || send(events, id, passed(reader.next_offset())).await
 }
 
 fn gone() -> Refusal {
