@@ -39,6 +39,8 @@
 //! | consumer groups, every record settled on its own | [`Client::group`] | [`GroupConsumer`] |
 //! | redelivery with backoff, leases | 5 deliveries, 30 s | [`GroupBuilder::max_deliveries`], [`GroupBuilder::lease`] |
 //! | dead letters | `<topic>.dlq` | [`GroupBuilder::dead_letter`] |
+//! | duplicates dropped, also after a crash | off | [`GroupBuilder::dedup`] |
+//! | delays and expiry of records | when asked for | [`Record::deliver_after`], [`Record::ttl`] |
 //! | order of each key, keys side by side | in [`GroupConsumer::for_each_concurrent`] | |
 //!
 //! # Layers
@@ -69,6 +71,7 @@ mod producer;
 mod record;
 mod request;
 mod retry;
+mod schedule;
 mod sliding;
 mod task;
 mod topic;
@@ -93,7 +96,7 @@ pub use self::{
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, ReadFrom, StartAt},
     context::{MalformedTraceParent, TraceParent, malformed_contexts},
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
-    group::{DeadLetter, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
+    group::{DeadLetter, Dedup, Expired, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
     producer::{
         Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, LastStored, NextStep, Producer, ProducerBuilder,
         ProducerStats, Verdict,
@@ -103,6 +106,7 @@ pub use self::{
         Replier, ReplierStats, ReplyError, Request, RequestError, RequestFate, RequestReport, Requester,
         RequesterBuilder, RequesterStats, Responder, ResponderBuilder,
     },
+    schedule::Moment,
 };
 
 #[cfg(feature = "cloudevents")]

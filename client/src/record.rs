@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::schedule::{DELIVER_AT, EXPIRES_AT, Moment};
+
 /// Most bytes that a record's own framing takes in a batch: length, attributes, deltas, key and value length,
 /// header count, each a varint at its longest.
 const FRAMING_BYTES_MAX: usize = 40;
@@ -26,6 +28,10 @@ pub struct Record {
     /// Milliseconds since the Unix epoch from which on it is not sent any more; `None` = only the producer's
     /// delivery timeout counts.
     pub send_before_ms: Option<i64>,
+    /// Consumer groups do not deliver it before this.
+    pub deliver_at: Option<Moment>,
+    /// Consumer groups do not deliver it from this on.
+    pub expires_at: Option<Moment>,
 }
 
 impl Record {
@@ -75,6 +81,58 @@ impl Record {
         let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         self.send_before_ms = Some(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
         self
+    }
+
+    /// Consumer groups deliver it so long after it was sent, at the earliest: it is stored at once, and waits in the client that reads it
+    /// while others go on. The producer's clock tells when it is sent; the brokers' clock when its time has come. Written as the header
+    /// `busbar-deliver-at`. A consumer without a group gets it at once.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use busbar_client::Record;
+    ///
+    /// let reminder = Record::new("pay").deliver_after(Duration::from_secs(3600)).ttl(Duration::from_secs(7200));
+    /// # assert!(reminder.deliver_at.is_some() && reminder.expires_at.is_some());
+    /// ```
+    #[must_use]
+    pub fn deliver_after(mut self, delay: Duration) -> Self {
+        self.deliver_at = Some(Moment::In(delay));
+        self
+    }
+
+    /// As [`Self::deliver_after`], at this time.
+    #[must_use]
+    pub fn deliver_at(mut self, time: SystemTime) -> Self {
+        self.deliver_at = Some(Moment::at(time));
+        self
+    }
+
+    /// Of no use so long after it was sent: consumer groups do not deliver it from then on, neither for the first time nor again. It
+    /// is counted, or dead-lettered ([`GroupBuilder::expired`](crate::GroupBuilder::expired)). Written as the header
+    /// `busbar-expires-at`. One that is delivered in time may be acknowledged later.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.expires_at = Some(Moment::In(ttl));
+        self
+    }
+
+    /// As [`Self::ttl`], from this time on.
+    #[must_use]
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.expires_at = Some(Moment::at(time));
+        self
+    }
+
+    /// Writes its times as headers, as of now. Once: they are gone from the record then.
+    pub(crate) fn note_times(&mut self, now_ms: impl FnOnce() -> i64) {
+        if self.deliver_at.is_none() && self.expires_at.is_none() {
+            return;
+        }
+        let now_ms = now_ms();
+        for (name, moment) in [(DELIVER_AT, self.deliver_at.take()), (EXPIRES_AT, self.expires_at.take())] {
+            let time = moment.map(|moment| (name.to_owned(), Bytes::from(moment.unix_ms(now_ms).to_string())));
+            self.headers.extend(time);
+        }
     }
 
     /// Bytes it takes in a batch, at most.

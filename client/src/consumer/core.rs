@@ -256,7 +256,9 @@ impl Core {
         }
         match event {
             Event::Opened(opened) => {
+                let skipped = subscription.skipped();
                 subscription.opened(Offset::new(opened.start_offset), Offset::new(opened.high_watermark));
+                self.inbox.miss(subscription.skipped() - skipped);
                 self.changed.notify_waiters();
             }
             Event::Batches(batches) => {
@@ -355,12 +357,13 @@ impl Core {
                 StartAt::Offset(wanted) if wanted < bounds.log_start && subscription.fed_by().is_none() => wanted,
                 _ => return,
             };
-            let end = Offset::new(bounds.high_watermark);
+            let (end, skipped) = (Offset::new(bounds.high_watermark), subscription.skipped());
             if !subscription.below_log_start(Offset::new(bounds.log_start), end) {
                 let text = format!("offset {wanted} is gone, the log starts at {}", bounds.log_start);
                 let refusal = Refusal::new(Reason::OffsetOutOfRange, text);
                 core.tell(&subscription, core.refused(&subscription, refusal));
             }
+            core.inbox.miss(subscription.skipped() - skipped);
             core.tend(&mut subscription, core.cluster.env.now());
         });
     }

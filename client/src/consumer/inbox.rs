@@ -4,6 +4,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
@@ -43,12 +44,24 @@ pub(crate) enum Item {
 pub(crate) struct Inbox {
     items: Mutex<VecDeque<Item>>,
     reader: AtomicWaker,
+    /// Records that retention removed before they could come.
+    missed: AtomicU64,
 }
 
 impl Inbox {
     pub(crate) fn put(&self, items: impl IntoIterator<Item = Item>) {
         self.items.lock().extend(items);
         self.reader.wake();
+    }
+
+    /// So many records will never come: retention has removed them.
+    pub(crate) fn miss(&self, records: u64) {
+        self.missed.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// How many will never come.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Makes the reader look again, at whatever it looks at besides.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use busbar_proto::{PartitionId, batch::RecordView};
 use bytes::Bytes;
 
+use crate::schedule::{self, DELIVER_AT, EXPIRES_AT};
+
 static EMPTY: Bytes = Bytes::new();
 
 /// A record read from a topic.
@@ -75,5 +77,16 @@ impl ConsumedRecord {
     /// The value of the last header of that name.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.view.header(name)
+    }
+
+    /// Not to be delivered by a group before this, in milliseconds since the Unix epoch; `None` without such a header, or
+    /// when it can't be read. See [`Record::deliver_after`](crate::Record::deliver_after).
+    pub fn deliver_at_ms(&self) -> Option<i64> {
+        self.header(DELIVER_AT).and_then(|text| schedule::parse(text))
+    }
+
+    /// Not to be delivered by a group from this on, as [`Self::deliver_at_ms`]. See [`Record::ttl`](crate::Record::ttl).
+    pub fn expires_at_ms(&self) -> Option<i64> {
+        self.header(EXPIRES_AT).and_then(|text| schedule::parse(text))
     }
 }

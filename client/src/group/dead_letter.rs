@@ -10,12 +10,7 @@ use busbar_proto::{Offset, Reason, Refusal, limits, v1};
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 
-use super::{
-    error::GroupError,
-    holding::{Holding, Kept},
-    member::Member,
-    window::Burial,
-};
+use super::{error::GroupError, holding::Holding, member::Member, reading::Kept, window::Burial};
 use crate::{
     admin::{Admin, Durability, TopicOptions},
     cluster::{Call, Cluster, Repeat},
@@ -25,6 +20,7 @@ use crate::{
     producer::{Producer, ProducerBuilder},
     record::Record,
     retry::{Backoff, BackoffPolicy},
+    schedule::{DELIVER_AT, EXPIRES_AT},
 };
 
 /// Dead letters on their way at the same time.
@@ -98,7 +94,13 @@ impl Graves {
         let record: &ConsumedRecord = &burial.record.record;
         let mut letter = Record::new(record.value().clone());
         letter.key = record.key().cloned();
-        letter.headers = record.headers().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+        // Its times would make a group that reads the dead letters wait for them, or leave them out.
+        let name_there = |name: &str| match name {
+            DELIVER_AT => "busbar-dlq-deliver-at".to_owned(),
+            EXPIRES_AT => "busbar-dlq-expires-at".to_owned(),
+            name => name.to_owned(),
+        };
+        letter.headers = record.headers().map(|(name, value)| (name_there(name), value.clone())).collect();
         let mut reason = burial.reason.to_string();
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
         let mut tell = |name: &str, value: String| letter.headers.push((format!("busbar-dlq-{name}"), value.into()));
@@ -196,7 +198,7 @@ impl Member {
     }
 
     fn buried(&self, holding: &Holding, offset: Offset) {
-        self.heed(holding.buried(offset));
+        self.heed(holding.buried(offset, &self.clock()));
         self.inbox.wake();
         self.upkeep.notify_one();
     }

@@ -5,74 +5,37 @@
 //!                            ^----- keep ------------'-------------------'
 //! ```
 //! Invariants: records are handed out while it is active, and settled until it is sealed, so that the last commit says
-//! everything; the bytes of a batch count against the partition's credit until all its records are done or kept apart.
+//! everything; while its commits are refused, they are tried later and later.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use busbar_proto::{
-    Offset, PartitionId,
-    batch::{BatchError, BatchHeader, Records, records},
-};
+use busbar_proto::Offset;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
+    dedup::Dedup,
     error::SettleError,
+    reading::{Kept, Open},
     roster::Claim,
-    window::{Clock, Handout, Snapshot, Stale, Taken, Window},
+    window::{Clock, Handout, Snapshot, Stale, Window},
 };
 use crate::{
     consumer::{ConsumedRecord, Core, Parcel, opening::Tenure},
     error::ConsumeError,
+    retry::{Backoff, BackoffPolicy},
 };
 
-/// Bytes that a record takes beside its payload.
-const RECORD_OVERHEAD_BYTES: usize = 200;
-
-/// A record of the window, and the batch that it keeps in memory.
-#[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) record: Arc<ConsumedRecord>,
-    batch: Option<Arc<Held>>,
-}
-
-impl Kept {
-    /// It stays for longer: its batch need not.
-    fn set_apart(&mut self) {
-        if self.batch.take().is_some() {
-            self.record = Arc::new(self.record.detached());
-        }
-    }
-}
-
-/// The bytes of a batch, credited to the broker again once nobody holds this.
-#[derive(Debug)]
-struct Held {
-    core: Arc<Core>,
-    partition: PartitionId,
-    tenure: Tenure,
-    bytes: usize,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.core.consumed(self.partition, self.tenure, self.bytes);
-    }
-}
-
-/// The batch that records are taken from.
-#[derive(Debug)]
-struct Reading {
-    records: Records,
-    from: Offset,
-    held: Arc<Held>,
-}
+/// Pauses between commits that are refused for no reason that passes by itself: ceilings of the first and the longest.
+const REFUSED: BackoffPolicy = BackoffPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(30) };
+/// The least of them.
+const REFUSED_WAIT_MIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -81,21 +44,13 @@ enum Stage {
     Over,
 }
 
-/// What there is from the opening on.
-#[derive(Debug)]
-struct Open {
-    core: Arc<Core>,
-    window: Window<Kept>,
-    parcels: VecDeque<Parcel>,
-    reading: Option<Reading>,
-    /// Records that the filter does not match, and nobody has heard of.
-    filtered: u64,
-}
-
 #[derive(Debug)]
 struct Work {
     stage: Stage,
     open: Option<Open>,
+    /// Commits that were refused in a row, and when the next one may be tried.
+    refused: Backoff,
+    try_at: Option<Instant>,
 }
 
 /// A partition, from when it was assigned until it is somebody else's.
@@ -126,9 +81,15 @@ pub(super) struct News {
     /// There are records for the dead letters.
     pub(super) doomed: bool,
     /// Leases that ran out.
-    pub(super) expired: u64,
+    pub(super) leases: u64,
     /// Records that the filter does not match.
     pub(super) filtered: u64,
+    /// Times in headers that can't be read.
+    pub(super) malformed: u64,
+    /// Records left out because they were acknowledged before.
+    pub(super) duplicates: u64,
+    /// Records left out because they have expired.
+    pub(super) expired: u64,
 }
 
 /// What is to be committed for a holding.
@@ -147,12 +108,12 @@ pub(super) struct Trials(AtomicU64);
 impl Trials {
     const NONE: u64 = 0;
 
-    fn take(&self, tenure: Tenure) -> bool {
+    pub(super) fn take(&self, tenure: Tenure) -> bool {
         let taken = self.0.compare_exchange(Self::NONE, tenure.get(), Ordering::AcqRel, Ordering::Acquire);
         taken.is_ok() || taken == Err(tenure.get())
     }
 
-    fn give_back(&self, tenure: Tenure) {
+    pub(super) fn give_back(&self, tenure: Tenure) {
         let _ = self.0.compare_exchange(tenure.get(), Self::NONE, Ordering::AcqRel, Ordering::Acquire);
     }
 }
@@ -160,25 +121,32 @@ impl Trials {
 impl Holding {
     pub(super) fn new(tenure: Tenure, claim: Claim, topic: Arc<str>) -> Self {
         assert_ne!(tenure.get(), Trials::NONE, "tenures count from 1");
-        Self { tenure, claim, topic, work: Mutex::new(Work { stage: Stage::Active, open: None }) }
+        let work = Work { stage: Stage::Active, open: None, refused: Backoff::new(REFUSED), try_at: None };
+        Self { tenure, claim, topic, work: Mutex::new(work) }
     }
 
     /// Its place is known; whether it still matters. `begin` starts reading there.
-    pub(super) fn open(&self, core: Arc<Core>, window: Window<Kept>, begin: impl FnOnce(&Core, Offset)) -> bool {
+    pub(super) fn open(
+        &self,
+        core: Arc<Core>,
+        window: Window<Kept>,
+        dedup: Option<Dedup>,
+        begin: impl FnOnce(&Core, Offset),
+    ) -> bool {
         let mut work = self.work.lock();
         if work.stage == Stage::Over {
             return false;
         }
         // Under the lock: whoever ends it meanwhile must find what is to be ended.
         begin(&core, window.reach());
-        work.open = Some(Open { core, window, parcels: VecDeque::new(), reading: None, filtered: 0 });
+        work.open = Some(Open::new(core, window, dedup));
         true
     }
 
     /// Takes what was received.
     pub(super) fn put(&self, parcel: Parcel) {
         if let Some(open) = &mut self.work.lock().open {
-            open.parcels.push_back(parcel);
+            open.put(parcel);
         }
     }
 
@@ -198,7 +166,7 @@ impl Holding {
         let Some(open) = &mut work.open else { return (Next::Nothing(None), News::default()) };
         let expired = open.tick(clock);
         if !active {
-            return (Next::Nothing(open.window.wake_at()), open.news(expired));
+            return (Next::Nothing(open.window.wake_at(clock)), open.news(expired));
         }
         let next = open.next(self, clock, trials);
         (next, open.news(expired))
@@ -227,12 +195,7 @@ impl Holding {
     }
 
     /// Renews a lease.
-    pub(super) fn extend(
-        &self,
-        handout: Handout,
-        by: std::time::Duration,
-        clock: &Clock,
-    ) -> (Result<(), SettleError>, News) {
+    pub(super) fn extend(&self, handout: Handout, by: Duration, clock: &Clock) -> (Result<(), SettleError>, News) {
         let mut work = self.work.lock();
         let Some(open) = work.open.as_mut() else { return (Err(self.revoked(handout)), News::default()) };
         let expired = open.tick(clock);
@@ -256,10 +219,10 @@ impl Holding {
     }
 
     /// A dead letter is stored, or not wanted.
-    pub(super) fn buried(&self, offset: Offset) -> News {
+    pub(super) fn buried(&self, offset: Offset, clock: &Clock) -> News {
         let mut work = self.work.lock();
         let Some(open) = &mut work.open else { return News::default() };
-        open.window.buried(offset);
+        open.window.buried(offset, clock);
         open.news(0)
     }
 
@@ -288,7 +251,10 @@ impl Holding {
     /// What is to be committed now, if anything.
     pub(super) fn due(&self, now: Instant) -> Option<Due> {
         let mut work = self.work.lock();
-        let Work { stage, open } = &mut *work;
+        let Work { stage, open, try_at, .. } = &mut *work;
+        if try_at.is_some_and(|at| at > now) {
+            return None;
+        }
         match stage {
             Stage::Over => return None,
             Stage::Active => {}
@@ -304,27 +270,40 @@ impl Holding {
         window.is_dirty().then(|| Due { snapshot: Some(window.snapshot(now)), last: false })
     }
 
-    /// Whether it is being given up, and nothing is waited for any more.
-    pub(super) fn is_finished(&self, now: Instant) -> bool {
+    /// When the upkeep must look at it, apart from news: it is being given up, or its commits are refused.
+    pub(super) fn attend_at(&self, now: Instant) -> Option<Instant> {
         let work = self.work.lock();
-        let Stage::Ending { deadline, sealed, .. } = work.stage else { return false };
-        sealed || deadline <= now || work.open.as_ref().is_none_or(|open| open.window.unsettled() == 0)
+        let idle = || work.open.as_ref().is_none_or(|open| open.window.unsettled() == 0);
+        let ends_at = match work.stage {
+            Stage::Ending { deadline, sealed, .. } => Some(if sealed || idle() { now } else { deadline }),
+            Stage::Active => None,
+            Stage::Over => return None,
+        };
+        ends_at.max(work.try_at)
     }
 
-    /// By when it will have ended, while it ends; `None` while it does not.
-    pub(super) fn ends_by(&self) -> Option<Instant> {
-        match self.work.lock().stage {
-            Stage::Ending { deadline, .. } => Some(deadline),
-            Stage::Active | Stage::Over => None,
-        }
+    /// Whether it is being given up.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.work.lock().stage, Stage::Ending { .. })
     }
 
-    /// A snapshot is on record.
-    pub(super) fn committed(&self, snapshot: &Snapshot) -> News {
+    /// A commit was refused, and not because the partition is somebody else's: the next one waits. How often that
+    /// happened in a row.
+    pub(super) fn commit_refused(&self, now: Instant, random: u64, advice: Option<Duration>) -> u32 {
         let mut work = self.work.lock();
-        let Some(open) = &mut work.open else { return News::default() };
+        let pause = work.refused.failed(random, Some(advice.unwrap_or_default().max(REFUSED_WAIT_MIN)));
+        work.try_at = Some(now + pause);
+        work.refused.failures()
+    }
+
+    /// A snapshot is on record; whether commits were refused before.
+    pub(super) fn committed(&self, snapshot: &Snapshot) -> (News, bool) {
+        let mut work = self.work.lock();
+        let was_refused = work.try_at.take().is_some();
+        work.refused.succeeded();
+        let Some(open) = &mut work.open else { return (News::default(), was_refused) };
         open.window.committed(snapshot);
-        open.news(0)
+        (open.news(0), was_refused)
     }
 
     /// Ends it if it is still being given up, after all that there was to say is on record. Returns since when it was.
@@ -352,113 +331,4 @@ impl Holding {
             open.core.remove(self.claim.partition, self.tenure);
         }
     }
-}
-
-impl Open {
-    fn news(&mut self, expired: u64) -> News {
-        let filtered = std::mem::take(&mut self.filtered);
-        let window = &self.window;
-        News { dirty: window.is_dirty(), urgent: window.is_urgent(), doomed: window.has_doomed(), expired, filtered }
-    }
-
-    fn tick(&mut self, clock: &Clock) -> u64 {
-        let expired = self.window.tick(clock);
-        expired.iter().for_each(|&offset| self.window.replace(offset, Kept::set_apart));
-        expired.len() as u64
-    }
-
-    fn next(&mut self, holding: &Holding, clock: &Clock, trials: &Trials) -> Next {
-        loop {
-            let may_try = self.window.wants_trial() && trials.take(holding.tenure);
-            let handout = self.window.hand_out(clock, may_try);
-            if !self.window.has_trial() {
-                trials.give_back(holding.tenure);
-            }
-            if let Some(handout) = handout
-                && let Some(kept) = self.window.record(handout.offset)
-            {
-                return Next::Record(handout, kept.record.clone());
-            }
-            if self.window.is_held_up() || !self.window.has_room() {
-                return Next::Nothing(self.window.wake_at());
-            }
-            match self.read(holding) {
-                Some(Ok(taken)) => drop(self.window.take(taken, clock.now)),
-                Some(Err(fault)) => return Next::Fault(fault),
-                None => return Next::Nothing(self.window.wake_at()),
-            }
-        }
-    }
-
-    /// The next record that was received.
-    fn read(&mut self, holding: &Holding) -> Option<Result<Taken<Kept>, ConsumeError>> {
-        loop {
-            let Some(reading) = &mut self.reading else {
-                let parcel = self.parcels.pop_front()?;
-                match self.begin(holding, parcel) {
-                    Ok(reading) => self.reading = reading,
-                    Err(fault) => return Some(Err(fault)),
-                }
-                continue;
-            };
-            match reading.records.next() {
-                Some(Ok(view)) if view.offset < reading.from => {}
-                Some(Ok(view)) if !self.core.selection.wants(&view) => {
-                    self.filtered += 1;
-                    self.window.skip_to(view.offset.advance(1));
-                }
-                Some(Ok(view)) => {
-                    let (offset, timestamp_ms) = (view.offset, view.timestamp_ms);
-                    let key = view.key.as_deref().map(hash);
-                    let record = ConsumedRecord::new(holding.topic.clone(), holding.claim.partition, view);
-                    let bytes = record.payload_bytes() + RECORD_OVERHEAD_BYTES;
-                    let record = Kept { record: Arc::new(record), batch: Some(reading.held.clone()) };
-                    return Some(Ok(Taken { offset, timestamp_ms, bytes, key, record }));
-                }
-                Some(Err(fault)) => {
-                    let (at, next) = (self.window.reach(), reading.records.header().next_offset());
-                    self.reading = None;
-                    self.window.skip_to(next);
-                    return Some(Err(undecodable(holding, at, &fault)));
-                }
-                None => {
-                    let next = reading.records.header().next_offset();
-                    self.reading = None;
-                    self.window.skip_to(next);
-                }
-            }
-        }
-    }
-
-    /// Opens the next batch, if it is one.
-    fn begin(&mut self, holding: &Holding, parcel: Parcel) -> Result<Option<Reading>, ConsumeError> {
-        let (core, partition, tenure) = (self.core.clone(), holding.claim.partition, holding.tenure);
-        let held = Arc::new(Held { core, partition, tenure, bytes: parcel.bytes() });
-        let Parcel { batch, from, .. } = parcel;
-        self.window.skip_to(from);
-        let Some(batch) = batch else { return Ok(None) };
-        let next = BatchHeader::parse(&batch).map(|header| header.next_offset());
-        match (records(batch), next) {
-            (Ok(records), _) => Ok(Some(Reading { records, from, held })),
-            (Err(fault), next) => {
-                self.window.skip_to(next.unwrap_or(from));
-                Err(undecodable(holding, from, &fault))
-            }
-        }
-    }
-}
-
-/// A batch whose checksum is right but whose content can't be read: it is passed over, as it will never become readable.
-fn undecodable(holding: &Holding, offset: Offset, fault: &BatchError) -> ConsumeError {
-    ConsumeError::Corrupt {
-        topic: holding.topic.to_string(),
-        partition: holding.claim.partition.get(),
-        offset: offset.get(),
-        fault: format!("{fault}; the rest of its batch is passed over"),
-    }
-}
-
-/// Equal for equal keys; two keys that share one are merely kept in order as if they were one.
-fn hash(key: &[u8]) -> u64 {
-    (key.len() as u64) << 32 | u64::from(crc32c::crc32c(key))
 }

@@ -26,10 +26,13 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     dead_letter::Graves,
+    dedup::Dedup,
     error::{GroupError, SettleError},
-    holding::{Holding, Kept, News, Trials},
+    holding::{Holding, News, Trials},
+    reading::Kept,
     roster::{Assigned, Changes, Claim, compare},
     stats::Counters,
+    timekeeper::Timekeeper,
     window::{Clock, Handout, Policy, Stale, Window},
 };
 use crate::{
@@ -51,6 +54,7 @@ pub(super) struct Options {
     pub(super) session_timeout: Option<Duration>,
     pub(super) from: StartAt,
     pub(super) policy: Policy,
+    pub(super) dedup: Option<Dedup>,
     pub(super) commit_interval: Duration,
     pub(super) revoke_timeout: Duration,
     pub(super) credit_bytes: usize,
@@ -93,6 +97,7 @@ pub(crate) struct Member {
     pub(super) counters: Counters,
     pub(super) trials: Trials,
     pub(super) graves: Graves,
+    pub(super) timekeeper: Mutex<Timekeeper>,
     pub(super) seat: Mutex<Seat>,
     /// Something about the seat, the holdings or the fault is new, for whoever waits.
     pub(super) changed: Notify,
@@ -132,6 +137,7 @@ impl Member {
             counters: Counters::default(),
             trials: Trials::default(),
             graves,
+            timekeeper: Mutex::default(),
             seat: Mutex::default(),
             changed: Notify::new(),
             holdings: Mutex::default(),
@@ -155,7 +161,23 @@ impl Member {
 
     pub(super) fn clock(&self) -> Clock {
         let env = &self.cluster.env;
-        Clock { now: env.now(), unix_ms: env.unix_ms(), random: env.random() }
+        let (now, unix_ms) = (env.now(), env.unix_ms());
+        let shared_ms = self.timekeeper.lock().unix_ms(now, unix_ms);
+        Clock { now, unix_ms, shared_ms, random: env.random() }
+    }
+
+    /// The coordinator has told its time, in answer to what it was asked so long ago.
+    pub(super) fn told_time(&self, coordinator_ms: i64, round_trip: Duration) {
+        let env = &self.cluster.env;
+        let mut timekeeper = self.timekeeper.lock();
+        if timekeeper.told(coordinator_ms, env.now(), env.unix_ms(), round_trip) {
+            let ahead_ms = timekeeper.ahead_ms();
+            tracing::warn!(
+                group = self.options.group,
+                ahead_ms,
+                "the clock of this machine differs from the brokers': delays and expiry go by theirs"
+            );
+        }
     }
 
     /// The partitions in its hands.
@@ -254,12 +276,18 @@ impl Member {
 
     /// Makes those hear of it who must.
     pub(super) fn heed(&self, news: News) {
-        let News { dirty, urgent, doomed, expired, filtered } = news;
-        if filtered > 0 {
-            self.counters.filtered.add(filtered);
-        }
-        if expired > 0 {
-            self.counters.expired.add(expired);
+        let News { dirty, urgent, doomed, leases, filtered, malformed, duplicates, expired } = news;
+        let counters = &self.counters;
+        for (counter, count) in [
+            (&counters.expired, leases),
+            (&counters.filtered, filtered),
+            (&counters.malformed, malformed),
+            (&counters.duplicates, duplicates),
+            (&counters.expired_records, expired),
+        ] {
+            if count > 0 {
+                counter.add(count);
+            }
         }
         let news_for_upkeep =
             (dirty && !self.dirty.swap(true, Ordering::AcqRel)) | (urgent && !self.urgent.swap(true, Ordering::AcqRel));
@@ -284,7 +312,7 @@ impl Member {
             self.counters.stale.add(1);
         }
         self.heed(news);
-        if holding.ends_by().is_some() {
+        if holding.is_ending() {
             self.upkeep.notify_one();
         }
         self.inbox.wake();

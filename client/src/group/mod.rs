@@ -4,10 +4,11 @@
 //! | file | owns |
 //! |---|---|
 //! | `window/` | one partition: what is handed out, waits, is done (pure); `ranges`, `state`: what of it is committed |
-//! | `holding` | one partition in the member's hands, from assignment to release |
+//! | `dedup` | what makes two records the same (pure) |
+//! | `holding` | one partition in the member's hands, from assignment to release; `reading`: what was received of it |
 //! | `roster` | what an assignment means for what is held (pure) |
 //! | `member` | all of it together; who must hear of what |
-//! | `session` | the stream to the coordinator |
+//! | `session` | the stream to the coordinator; `timekeeper`: what time it is there (pure) |
 //! | `opening` | beginning with a partition |
 //! | `upkeep` | commits and releases |
 //! | `dead_letter` | records that will not be done |
@@ -15,17 +16,20 @@
 
 mod builder;
 mod dead_letter;
+mod dedup;
 mod each;
 mod error;
 mod holding;
 mod member;
 mod opening;
 mod ranges;
+mod reading;
 mod received;
 mod roster;
 mod session;
 mod state;
 mod stats;
+mod timekeeper;
 mod upkeep;
 mod window;
 
@@ -42,9 +46,11 @@ use tokio::time::{Instant, Sleep};
 pub use self::{
     builder::GroupBuilder,
     dead_letter::DeadLetter,
+    dedup::Dedup,
     error::{GroupError, SettleError},
     received::Received,
     stats::GroupStats,
+    window::Expired,
 };
 use self::{
     holding::{Holding, Next},
@@ -167,7 +173,13 @@ impl GroupConsumer {
 
     /// What it has done so far.
     pub fn stats(&self) -> GroupStats {
-        self.member.counters.read()
+        self.member.counters.read(self.member.inbox.missed())
+    }
+
+    /// How far this machine's clock is ahead of the brokers', in milliseconds; 0 while they differ by less than half a
+    /// second. Delays and expiry go by the brokers' clock then.
+    pub fn clock_ahead_ms(&self) -> i64 {
+        self.member.timekeeper.lock().ahead_ms()
     }
 
     /// Its group.

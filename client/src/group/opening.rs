@@ -69,7 +69,7 @@ impl Member {
             let from = StartAt::Offset(from.get());
             core.add(Subscription::new(partition, from, OnLoss::Earliest, bytes_max), holding.tenure);
         };
-        if holding.open(core, window, begin) {
+        if holding.open(core, window, self.options.dedup.clone(), begin) {
             let news = holding.with_window(|window| (window.is_dirty(), window.is_urgent()));
             let (dirty, urgent) = news.unwrap_or_default();
             self.heed(super::holding::News { dirty, urgent, ..Default::default() });

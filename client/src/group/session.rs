@@ -68,6 +68,8 @@ struct Stream {
     events: Streaming<v1::MemberResponse>,
     beat_every: Duration,
     heard_at: Instant,
+    /// When the join or the oldest unanswered heartbeat was sent.
+    asked_at: Option<Instant>,
     joined: bool,
 }
 
@@ -171,7 +173,8 @@ impl Member {
         let answer = pool::groups(channel).member(ReceiverStream::new(queue)).await;
         let events = answer.map_err(|status| self.refused(&status))?.into_inner();
         let heard_at = self.cluster.env.now();
-        Ok(Stream { requests: Some(requests), events, beat_every: JOIN_TIMEOUT, heard_at, joined: false })
+        let (asked_at, beat_every) = (Some(heard_at), JOIN_TIMEOUT);
+        Ok(Stream { requests: Some(requests), events, beat_every, heard_at, asked_at, joined: false })
     }
 
     fn join(&self) -> Join {
@@ -214,8 +217,8 @@ impl Member {
                     if now.saturating_duration_since(stream.heard_at) >= patience {
                         return Ended::lost(format!("{address} has not answered for {patience:?}"));
                     }
-                    if stream.joined {
-                        stream.put(Action::Heartbeat(Heartbeat {}));
+                    if stream.joined && stream.put(Action::Heartbeat(Heartbeat {})) {
+                        stream.asked_at.get_or_insert(now);
                     }
                     beat_at = now + stream.beat_every;
                 }
@@ -236,8 +239,11 @@ impl Member {
     fn heard(self: &Arc<Self>, stream: &mut Stream, address: &Address, event: Event) -> Option<Ended> {
         stream.heard_at = self.cluster.env.now();
         match event {
-            Event::Joined(joined) => self.seated(stream, address, &joined),
-            Event::Alive(_) => {}
+            Event::Joined(joined) => {
+                self.told(stream, joined.time_ms);
+                self.seated(stream, address, &joined);
+            }
+            Event::Alive(alive) => self.told(stream, alive.time_ms),
             Event::Assignment(assignment) => {
                 let to_release = assignment.to_release.iter().filter_map(Claim::from_wire).collect();
                 self.assigned(Assigned::from_wire(assignment));
@@ -254,6 +260,15 @@ impl Member {
             }
         }
         None
+    }
+
+    /// The coordinator tells what time it is there; one of an older version does not.
+    fn told(&self, stream: &mut Stream, time_ms: i64) {
+        let round_trip = stream.asked_at.take().map(|at| stream.heard_at.saturating_duration_since(at));
+        if time_ms > 0 {
+            self.told_time(time_ms, round_trip.unwrap_or_default());
+            self.inbox.wake();
+        }
     }
 
     fn seated(&self, stream: &mut Stream, address: &Address, joined: &Joined) {

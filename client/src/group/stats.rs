@@ -29,6 +29,15 @@ pub struct GroupStats {
     pub dropped: u64,
     /// Records received and left out because the filter does not match them.
     pub filtered: u64,
+    /// Records left out because the application had acknowledged the same before: see
+    /// [`GroupBuilder::dedup`](crate::GroupBuilder::dedup).
+    pub duplicates: u64,
+    /// Records not delivered (any more) because they have expired: see [`Record::ttl`](crate::Record::ttl).
+    pub expired_records: u64,
+    /// Times in `busbar-deliver-at` and `busbar-expires-at` headers that can't be read: taken as not there.
+    pub malformed: u64,
+    /// Records that retention removed before they could be read, counted from where the group had come to.
+    pub skipped: u64,
     /// Words on records that did not count any more.
     pub stale: u64,
     /// Partitions gained.
@@ -39,6 +48,10 @@ pub struct GroupStats {
     pub lost: u64,
     /// Commit requests that were answered.
     pub commits: u64,
+    /// Commits of a partition that were refused although it is ours, as the coordinator has no room for what is
+    /// remembered. They are tried later and later, up to half a minute apart; while that lasts, nothing new is on
+    /// record, and what is handed out ends soon.
+    pub commits_refused: u64,
     /// Times that the member joined.
     pub joins: u64,
     /// Time from being asked to give up a partition, when nothing more was handed out, until it was free for others:
@@ -58,8 +71,10 @@ macro_rules! counters {
         }
 
         impl Counters {
-            pub(super) fn read(&self) -> GroupStats {
+            /// `skipped` is counted elsewhere.
+            pub(super) fn read(&self, skipped: u64) -> GroupStats {
                 GroupStats {
+                    skipped,
                     $($name: self.$name.get(),)*
                     paused: Duration::from_micros(self.paused_us.get()),
                     paused_max: Duration::from_micros(self.paused_max_us.load(Ordering::Relaxed)),
@@ -79,11 +94,15 @@ counters!(
     dead_lettered,
     dropped,
     filtered,
+    duplicates,
+    expired_records,
+    malformed,
     stale,
     assigned,
     revoked,
     lost,
     commits,
+    commits_refused,
     joins
 );
 

@@ -29,8 +29,6 @@ use crate::{
 
 /// Time for a commit's answer before the coordinator is asked again, or another one.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two commits that are refused for no reason that passes by itself.
-const REFUSED_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of state in one request, unless a single one is larger.
 const REQUEST_BYTES_TARGET: usize = 1 << 20;
 const ENTRY_OVERHEAD_BYTES: usize = 100;
@@ -80,13 +78,9 @@ impl Member {
                 return;
             }
             let now = self.cluster.env.now();
-            let ends: Vec<_> =
-                self.holdings().iter().filter_map(|holding| Some((holding.ends_by()?, holding.clone()))).collect();
-            if ends.iter().any(|(_, holding)| holding.is_finished(now)) {
-                return;
-            }
             let commit_at = self.dirty.load(Ordering::Acquire).then(|| committed_at + self.options.commit_interval);
-            let wake_at = ends.into_iter().map(|(at, _)| at).chain(commit_at).min();
+            let holdings = self.holdings();
+            let wake_at = holdings.iter().filter_map(|holding| holding.attend_at(now)).chain(commit_at).min();
             match wake_at {
                 Some(at) if at <= now => return,
                 Some(at) => {
@@ -134,6 +128,10 @@ impl Member {
         let request = v1::CommitRequest { group: self.options.group.clone(), member_id, entries };
         let results = match self.send_commit(&address, request).await {
             Ok(response) => response.results,
+            Err(Ok(refusal)) if refusal.reason == Reason::LimitReached => {
+                planned.iter().for_each(|planned| self.no_room(&planned.holding, &refusal));
+                return Ok(());
+            }
             Err(Ok(refusal)) => {
                 self.commit_refused(member_id, &refusal);
                 return Err(Unanswered { why: refusal.to_string(), wait: refusal.retry_after });
@@ -190,7 +188,12 @@ impl Member {
     }
 
     fn on_record(&self, planned: &Planned) {
-        self.heed(planned.holding.committed(&planned.snapshot));
+        let (news, was_refused) = planned.holding.committed(&planned.snapshot);
+        if was_refused {
+            let (topic, partition) = (&planned.holding.topic, planned.holding.claim.partition);
+            tracing::info!(%topic, %partition, "commits are taken again");
+        }
+        self.heed(news);
         if planned.last {
             self.release(&planned.holding);
         }
@@ -237,10 +240,22 @@ impl Member {
             reason if reason.is_retryable() => Err(Unanswered { why: refusal.to_string(), wait: refusal.retry_after }),
             _ => {
                 // It is still ours: what could be done about it, somebody else must do (a limit, a bug).
-                let (topic, partition) = (&holding.topic, holding.claim.partition);
-                tracing::warn!(%topic, %partition, %refusal, "a commit is refused");
-                Err(Unanswered { why: refusal.to_string(), wait: refusal.retry_after.or(Some(REFUSED_WAIT)) })
+                self.no_room(holding, &refusal);
+                Ok(())
             }
+        }
+    }
+
+    /// A commit is refused, and will be until somebody does something: told once, and tried later and later.
+    fn no_room(&self, holding: &Holding, refusal: &Refusal) {
+        self.counters.commits_refused.add(1);
+        let (now, random) = (self.cluster.env.now(), self.cluster.env.random());
+        let times = holding.commit_refused(now, random, refusal.retry_after);
+        let (topic, partition) = (&holding.topic, holding.claim.partition);
+        if times == 1 {
+            tracing::warn!(%topic, %partition, %refusal, "a commit is refused; tried again, later and later");
+        } else {
+            tracing::debug!(%topic, %partition, %refusal, times, "a commit is refused");
         }
     }
 }

@@ -114,6 +114,7 @@ impl Producer {
     /// [`SendError`]: closed, too large for the topic, or no such partition. The record will never be stored.
     pub async fn send(&self, record: impl Into<Record>) -> Result<Delivery, SendError> {
         let mut record = record.into();
+        record.note_times(|| self.handle.core.cluster.env.unix_ms());
         let span = SendSpan::begin(self.topic(), &mut record);
         match self.take(&record).await {
             Ok(delivery) => Ok(delivery.traced(span)),
@@ -130,11 +131,15 @@ impl Producer {
     /// [`TrySendError::Full`] with the record, or the same as [`Self::send`].
     pub fn try_send(&self, record: impl Into<Record>) -> Result<Delivery, TrySendError> {
         let mut record = record.into();
+        let as_given = (record.headers.len(), record.deliver_at, record.expires_at);
+        record.note_times(|| self.handle.core.cluster.env.unix_ms());
         let span = SendSpan::begin(self.topic(), &mut record);
         match self.try_take(&record) {
             Ok(Some(delivery)) => Ok(delivery.traced(span)),
             Ok(None) => {
                 span.take_back(&mut record);
+                record.headers.truncate(as_given.0);
+                (record.deliver_at, record.expires_at) = (as_given.1, as_given.2);
                 Err(TrySendError::Full(Box::new(record)))
             }
             Err(error) => {

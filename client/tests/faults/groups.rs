@@ -10,35 +10,35 @@ use std::{
 };
 
 use busbar_client::{
-    Client, ClientError, DeadLetter, GroupBuilder, GroupConsumer, GroupError, Reason, Received, Record, SettleError,
-    StartAt,
+    Client, ClientError, DeadLetter, Dedup, GroupBuilder, GroupConsumer, GroupError, Reason, Received, Record,
+    SettleError, StartAt,
 };
 
 use crate::{fake::Cluster, soon};
 
-const GROUP: &str = "g";
+pub(crate) const GROUP: &str = "g";
 
 /// A member that does everything soon.
-fn member(client: &Client) -> GroupBuilder {
+pub(crate) fn member(client: &Client) -> GroupBuilder {
     let short = Duration::from_millis(10);
     let builder = client.group(GROUP).topics(["t"]).commit_interval(short).dead_letter(DeadLetter::Off);
     builder.backoff(short, short).revoke_timeout(Duration::from_secs(2))
 }
 
-async fn joined(builder: GroupBuilder) -> GroupConsumer {
+pub(crate) async fn joined(builder: GroupBuilder) -> GroupConsumer {
     soon("join", builder.build()).await.expect("a member")
 }
 
-async fn next(consumer: &mut GroupConsumer) -> Received {
+pub(crate) async fn next(consumer: &mut GroupConsumer) -> Received {
     soon("next", consumer.next()).await.expect("no fault").expect("not closed")
 }
 
-fn place(record: &Received) -> (u32, u64) {
+pub(crate) fn place(record: &Received) -> (u32, u64) {
     (record.partition(), record.offset())
 }
 
 /// Takes and acknowledges so many records.
-async fn work(consumer: &mut GroupConsumer, count: usize) -> Vec<(u32, u64)> {
+pub(crate) async fn work(consumer: &mut GroupConsumer, count: usize) -> Vec<(u32, u64)> {
     let mut places = Vec::new();
     while places.len() < count {
         let record = next(consumer).await;
@@ -48,7 +48,7 @@ async fn work(consumer: &mut GroupConsumer, count: usize) -> Vec<(u32, u64)> {
     places
 }
 
-fn committed(cluster: &Cluster, partition: u32) -> Option<u64> {
+pub(crate) fn committed(cluster: &Cluster, partition: u32) -> Option<u64> {
     cluster.edit_all(|state| Some(state.group(GROUP).committed.get(&("t".to_owned(), partition))?.offset))
 }
 
@@ -56,7 +56,7 @@ fn members(cluster: &Cluster) -> Vec<u64> {
     cluster.edit_all(|state| state.group(GROUP).members.keys().copied().collect())
 }
 
-async fn until(what: &str, cluster: &Cluster, done: impl Fn(&Cluster) -> bool) {
+pub(crate) async fn until(what: &str, cluster: &Cluster, done: impl Fn(&Cluster) -> bool) {
     soon(what, async {
         while !done(cluster) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -361,6 +361,8 @@ async fn a_member_that_expired_joins_anew_and_what_it_held_does_not_count() {
     assert_eq!((place(&held), place(&again)), ((0, 3), (0, 3)), "not acknowledged: delivered again");
     let error = held.ack().expect_err("lost");
     assert!(matches!(error, SettleError::Revoked { offset: 3, .. }), "{error}");
+    soon("commit", consumer.commit()).await.expect("committed");
+    assert_eq!(committed(&cluster, 0), Some(3), "a word on what was lost commits nothing");
     again.ack().expect("it is ours");
     assert_eq!(work(&mut consumer, 6).await.len(), 6);
     let stats = consumer.stats();
@@ -394,13 +396,15 @@ async fn of_two_under_one_name_the_later_one_stays() {
 #[tokio::test]
 async fn options_and_refusals() {
     let (cluster, client) = Cluster::with_topic(1).await;
-    let wrong: [GroupBuilder; 6] = [
+    let wrong: [GroupBuilder; 8] = [
         client.group("a b").topics(["t"]),
         client.group(GROUP),
         member(&client).member_name("x/y"),
         member(&client).lease(Duration::ZERO),
         member(&client).window_records(0),
         member(&client).commit_interval(Duration::ZERO),
+        member(&client).dedup(Dedup::by_event().ids(0)),
+        member(&client).dedup(Dedup::by_event().ids(4097)),
     ];
     for builder in wrong {
         let error = builder.build().await.expect_err("refused");

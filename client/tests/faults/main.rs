@@ -7,6 +7,8 @@ mod consumer;
 mod delivery;
 mod fake;
 mod group_chaos;
+mod group_records;
+mod group_times;
 mod groups;
 mod guards;
 mod named;

@@ -110,7 +110,7 @@ async fn serve(broker: &Broker, mut requests: Streaming<MemberRequest>, events: 
     };
     let mut membership = broker.join_group(join).await?;
     let mut leadership = membership.leadership();
-    if !send(events, Event::Joined(membership.joined())).await {
+    if !send(events, Event::Joined(membership.joined(broker.clock().unix_ms()))).await {
         return Ok(());
     }
     loop {
@@ -138,7 +138,7 @@ async fn handle(broker: &Broker, membership: &Membership, action: Action, events
     match action {
         Action::Heartbeat(_) => {
             membership.heard()?;
-            Ok(send(events, Event::Alive(Alive {})).await)
+            Ok(send(events, Event::Alive(Alive { time_ms: broker.clock().unix_ms() })).await)
         }
         Action::Released(released) => membership.release(&released.claims).await.map(|()| true),
         Action::Leave(_) => membership.leave(broker.clock().unix_ms()).await.map(|()| false),

@@ -48,12 +48,13 @@ struct Told {
 }
 
 impl Membership {
-    /// What the member is told first.
-    pub fn joined(&self) -> Joined {
+    /// What the member is told first, at this time.
+    pub fn joined(&self, time_ms: i64) -> Joined {
         Joined {
             member_id: self.member.get(),
             session_timeout_ms: self.session_timeout_ms,
             heartbeat_interval_ms: (self.session_timeout_ms / HEARTBEATS_PER_SESSION).max(1),
+            time_ms,
         }
     }
 

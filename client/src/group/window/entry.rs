@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Clock, Past, Version, WAIT_MAX};
+use super::{Clock, Past, Times, Version, WAIT_MAX};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// Waits for the end of another record of its identity.
+    Copy,
+    /// Waits for the time that it names.
+    Delayed,
     /// Waits for its turn.
     Queued,
     /// Its delivery is being put on record, from this version on.
@@ -29,6 +33,8 @@ pub(super) struct Entry<R> {
     pub(super) timestamp_ms: i64,
     pub(super) bytes: usize,
     pub(super) key: Option<u64>,
+    pub(super) id: Option<u64>,
+    pub(super) times: Times,
     pub(super) deliveries: u32,
     pub(super) first_ms: i64,
     /// Why the last delivery failed, and when.
@@ -57,7 +63,7 @@ impl<R> Entry<R> {
             Phase::Announced { .. } => (true, now),
             Phase::Out { .. } => (suspect, now),
             Phase::Parked { until } => (false, until),
-            Phase::Queued | Phase::Doomed => (false, now),
+            Phase::Copy | Phase::Delayed | Phase::Queued | Phase::Doomed => (false, now),
         };
         let unproven = matches!(phase, Phase::Out { .. }) && !suspect;
         let deliveries = deliveries - u32::from(unproven);
@@ -69,4 +75,12 @@ impl<R> Entry<R> {
 impl Past {
     /// Nothing.
     pub(super) const NONE: Self = Self { deliveries: 0, out: false, first_ms: 0, wait: Duration::ZERO };
+
+    /// Why there is no other delivery.
+    pub(super) fn why_spent(out: bool) -> &'static str {
+        match out {
+            true => "its last delivery was never settled: the consumer vanished",
+            false => "its deliveries were used up",
+        }
+    }
 }

@@ -7,47 +7,83 @@
 //!            done  ^ prefix      ^ handed_end  ^ mark
 //!
 //!  take --> [ queued ] --hand_out--> [ out ] --ack--> done
-//!               ^                      | nack, lease over
-//!               '---- [ parked ] <-----+---- reject, too often ----> [ doomed ] --buried--> done
+//!     |         ^                      | nack, lease over
+//!     |         '---- [ parked ] <-----+---- reject, too often ----> [ doomed ] --buried--> done
+//!     '-> [ copy of one not done ] -> [ delayed ] -> queued
 //! ```
 //! A record below the mark *may* have been handed out: that much is on record before it is. Whoever gets the partition
 //! after a crash finds suspects there: those below the mark that are not done. It hands them out one at a time, and
 //! each only once that delivery is on record, so that a record that ends its consumer is counted, and nobody else.
+//! A record that is due far in the future was not handed out, and is no suspect.
+//!
+//! Records may have an identity. Of those with the same one, the first is handed out and the others wait: they are
+//! dropped once it is acknowledged, and have their turn once it is given up. What was acknowledged last is remembered,
+//! also on record, and dropped when it comes again.
 //!
 //! Invariants:
 //! - everything below `prefix` is done; every record from there up to `reach` is either done or an entry;
 //! - an entry without a failed delivery is handed out only below the mark that is on record, another only once its
 //!   last failure is; a suspect only on trial, of which there is one at a time;
+//! - of the records of one identity one at a time is out, and none once it is among the last acknowledged;
+//! - a record is handed out neither before it is due nor once it has expired, by the brokers' clock;
 //! - entries, their bytes and the encoded state stay within the policy and [`STATE_BYTES_MAX`].
 
+mod commit;
+#[cfg(test)]
+mod dedup_model_tests;
 mod entry;
+mod lanes;
 #[cfg(test)]
 mod model_tests;
+mod seen;
 mod settle;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod time_tests;
+mod turn;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use busbar_proto::Offset;
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::entry::{Entry, Phase};
-pub(crate) use self::settle::{Stale, Verdict};
+pub(crate) use self::{
+    commit::{Snapshot, Version},
+    settle::{Burial, Stale, Verdict},
+};
+use self::{
+    entry::{Entry, Phase},
+    lanes::Lanes,
+    seen::Seen,
+};
 use super::{
     ranges::Ranges,
     state::{Past, STATE_BYTES_MAX, State, WAIT_MAX},
 };
-use crate::retry::BackoffPolicy;
+use crate::{retry::BackoffPolicy, schedule::Times};
 
 /// Records that the mark runs ahead of what was handed out; adapts to the rate between these.
 const LEAD_MIN: u64 = 64;
 const LEAD_MAX: u64 = 4096;
+/// Further than this no two clocks of a cluster that is looked after are apart, in milliseconds: what is due later than
+/// that was handed out by nobody.
+const CLOCKS_APART_MS: i64 = 60_000;
+/// Later than any timeout.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// What becomes of records that have expired before they were acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expired {
+    /// They are done, and counted.
+    #[default]
+    Drop,
+    /// They go to the dead letters.
+    DeadLetter,
+}
 
 /// How records are handed out, and again.
 #[derive(Clone, Copy, Debug)]
@@ -60,19 +96,29 @@ pub(crate) struct Policy {
     pub(crate) bytes_max: usize,
     /// A record waits until the one of its key before it is done.
     pub(crate) by_key: bool,
+    /// Identities of acknowledged records that are remembered.
+    pub(crate) ids_max: usize,
+    pub(crate) expired: Expired,
 }
 
 /// The time, and a random number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     pub(crate) now: Instant,
+    /// By this machine's clock.
     pub(crate) unix_ms: i64,
+    /// By the brokers' clock: what records are due and expire by.
+    pub(crate) shared_ms: i64,
     pub(crate) random: u64,
 }
 
-/// Counts changes of what is committed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version(u64);
+impl Clock {
+    /// When the brokers' clock will show this.
+    fn at_shared_ms(&self, shared_ms: i64) -> Instant {
+        let left = u64::try_from(shared_ms.saturating_sub(self.shared_ms)).unwrap_or(0);
+        self.now.checked_add(Duration::from_millis(left)).unwrap_or(self.now + FAR)
+    }
+}
 
 /// A record as it is put in.
 #[derive(Debug)]
@@ -82,7 +128,18 @@ pub(crate) struct Taken<R> {
     pub(crate) bytes: usize,
     /// A hash of the record's key.
     pub(crate) key: Option<u64>,
+    /// The record's identity: two with the same one are the same.
+    pub(crate) id: Option<u64>,
+    pub(crate) times: Times,
     pub(crate) record: R,
+}
+
+/// Records that were not handed out, since the last time that somebody asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spared {
+    /// They had been acknowledged under another offset.
+    pub(crate) duplicates: u64,
+    pub(crate) expired: u64,
 }
 
 /// A record as it is handed out.
@@ -92,28 +149,6 @@ pub(crate) struct Handout {
     /// Which delivery this is, from 1; tells it from earlier and later ones.
     pub(crate) delivery: u32,
     pub(crate) on_trial: bool,
-}
-
-/// What is to be committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    pub(crate) offset: Offset,
-    pub(crate) state: Bytes,
-    pub(crate) record_time_ms: i64,
-    version: Version,
-    mark: Offset,
-}
-
-/// A record that is to be dead-lettered.
-#[derive(Debug)]
-pub(crate) struct Burial<'a, R> {
-    pub(crate) record: &'a R,
-    pub(crate) deliveries: u32,
-    pub(crate) reason: Arc<str>,
-    /// Of the first delivery, 0 = unknown; in milliseconds since the Unix epoch.
-    pub(crate) first_ms: i64,
-    /// When the last delivery failed.
-    pub(crate) last_ms: i64,
 }
 
 #[derive(Debug)]
@@ -136,8 +171,14 @@ pub(crate) struct Window<R> {
     trial: Option<Offset>,
     /// Ends of leases and of pauses.
     timers: BTreeSet<(Instant, Offset)>,
-    /// With [`Policy::by_key`]: by key, those that are not done; only the first may be handed out.
-    keys: HashMap<u64, VecDeque<Offset>>,
+    /// Records that are not due yet, by their time in milliseconds since the Unix epoch.
+    delayed: BTreeSet<(i64, Offset)>,
+    /// With [`Policy::by_key`]: by key, those that are due and not done; only the first may be handed out.
+    keys: Lanes,
+    /// By identity, those that are not done; only the first goes on.
+    copies: Lanes,
+    seen: Seen,
+    spared: Spared,
     /// Doomed, and nobody has asked for them yet.
     doomed: Vec<Offset>,
     /// What earlier holders left on record about records not taken yet.
@@ -159,7 +200,7 @@ pub(crate) struct Window<R> {
 impl<R> Window<R> {
     /// Goes on from what was committed.
     pub(crate) fn new(policy: Policy, offset: Offset, state: State, record_time_ms: i64) -> Self {
-        let State { mut done, mark, past } = state;
+        let State { mut done, mark, past, seen } = state;
         let prefix = done.absorb(offset);
         Self {
             policy,
@@ -173,7 +214,11 @@ impl<R> Window<R> {
             suspects: BTreeSet::new(),
             trial: None,
             timers: BTreeSet::new(),
-            keys: HashMap::new(),
+            delayed: BTreeSet::new(),
+            keys: Lanes::default(),
+            copies: Lanes::default(),
+            seen: Seen::new(policy.ids_max, &seen),
+            spared: Spared::default(),
             doomed: Vec::new(),
             inherited: past,
             suspect_end: mark,
@@ -204,7 +249,8 @@ impl<R> Window<R> {
             return true;
         }
         let pasts = self.entries.len() + self.inherited.len() + 1;
-        let state_bytes = State::bytes_max(self.done.count() + 1, pasts, self.span() + LEAD_MAX + 1);
+        let span = self.span() + LEAD_MAX + 1;
+        let state_bytes = State::bytes_max(self.done.count() + 1, pasts, span, self.policy.ids_max);
         self.entries.len() < self.policy.records_max
             && self.bytes < self.policy.bytes_max
             && state_bytes <= STATE_BYTES_MAX
@@ -217,8 +263,8 @@ impl<R> Window<R> {
 
     /// Takes the next record; `false` when it is done already, or was taken before. Offsets left out are counted as
     /// done: there is nothing there any more.
-    pub(crate) fn take(&mut self, taken: Taken<R>, now: Instant) -> bool {
-        let Taken { offset, timestamp_ms, bytes, key, record } = taken;
+    pub(crate) fn take(&mut self, taken: Taken<R>, clock: &Clock) -> bool {
+        let Taken { offset, timestamp_ms, bytes, key, id, times, record } = taken;
         if offset < self.reach {
             return false;
         }
@@ -228,38 +274,43 @@ impl<R> Window<R> {
         if offset < self.prefix || self.done.contains(offset) {
             return false;
         }
+        let id = id.filter(|_| self.policy.ids_max > 0);
+        if id.is_some_and(|id| self.seen.contains(id)) {
+            self.spared.duplicates += 1;
+            self.newest_ms = self.newest_ms.max(timestamp_ms);
+            self.finish_range(offset, offset.advance(1));
+            return false;
+        }
         let Past { deliveries, out, first_ms, wait } = past.unwrap_or(Past::NONE);
-        let suspect = offset < self.suspect_end;
-        let mut entry = Entry {
+        let in_time = !times.is_early(clock.shared_ms.saturating_add(CLOCKS_APART_MS));
+        let key = key.filter(|_| self.policy.by_key);
+        let spent = deliveries >= self.policy.deliveries_max;
+        let entry = Entry {
             record,
             timestamp_ms,
             bytes,
-            key: key.filter(|_| self.policy.by_key),
+            key,
+            id,
+            times,
             deliveries,
             first_ms,
-            failure: None,
+            failure: spent.then(|| (Past::why_spent(out).into(), 0)),
             since: Version::default(),
-            suspect,
-            phase: Phase::Queued,
+            suspect: offset < self.suspect_end && in_time,
+            phase: if spent { Phase::Doomed } else { Phase::Copy },
         };
-        let spent = deliveries >= self.policy.deliveries_max;
-        if spent {
-            let reason = match out {
-                true => "its last delivery was never settled: the consumer vanished",
-                false => "its deliveries were used up",
-            };
-            (entry.failure, entry.phase) = (Some((reason.into(), 0)), Phase::Doomed);
-            self.doomed.push(offset);
-        } else if wait > Duration::ZERO {
-            entry.phase = Phase::Parked { until: now + wait };
-            self.timers.insert((now + wait, offset));
-        }
-        if let Some(key) = entry.key {
-            self.keys.entry(key).or_default().push_back(offset);
-        }
         self.bytes += bytes;
         self.entries.insert(offset, entry);
-        self.queue(offset);
+        let first_copy = id.is_none_or(|id| self.copies.enter(id, offset));
+        if spent {
+            self.doomed.push(offset);
+            // Those of its key wait until it is buried.
+            if let Some(key) = key {
+                self.keys.enter(key, offset);
+            }
+        } else if first_copy {
+            self.admit(offset, wait, clock);
+        }
         true
     }
 
@@ -283,197 +334,8 @@ impl<R> Window<R> {
         self.change();
     }
 
-    /// Puts a queued entry where its turn will be found.
-    fn queue(&mut self, offset: Offset) {
-        let Some(entry) = self.entries.get(&offset).filter(|entry| entry.phase == Phase::Queued) else { return };
-        let first_of_key = |key| self.keys.get(&key).and_then(VecDeque::front) == Some(&offset);
-        if !entry.key.is_none_or(first_of_key) {
-            return;
-        }
-        if entry.suspect {
-            self.suspects.insert(offset);
-        } else if entry.deliveries > 0 {
-            self.again.insert((entry.since, offset));
-        } else {
-            self.ready.insert(offset);
-        }
-    }
-
-    /// Looks at the clock; returns the records whose lease ran out.
-    pub(crate) fn tick(&mut self, clock: &Clock) -> Vec<Offset> {
-        let mut expired = Vec::new();
-        while let Some(&(at, offset)) = self.timers.first().filter(|(at, _)| *at <= clock.now) {
-            self.timers.remove(&(at, offset));
-            let Some(entry) = self.entries.get_mut(&offset) else { continue };
-            match entry.phase {
-                Phase::Out { .. } => {
-                    expired.push(offset);
-                    self.fail(offset, None, "its lease ran out".into(), clock);
-                }
-                Phase::Parked { .. } => {
-                    entry.phase = Phase::Queued;
-                    self.queue(offset);
-                }
-                Phase::Queued | Phase::Announced { .. } | Phase::Doomed => {}
-            }
-        }
-        expired
-    }
-
-    /// The next record that may be handed out. `may_try`: no other partition of this member has one on trial.
-    pub(crate) fn hand_out(&mut self, clock: &Clock, may_try: bool) -> Option<Handout> {
-        let on_trial = self.next_on_trial(clock, may_try);
-        let offset = on_trial.or_else(|| self.next_in_turn())?;
-        let until = clock.now + self.policy.lease;
-        let entry = self.entries.get_mut(&offset)?;
-        if on_trial.is_none() {
-            entry.count(clock);
-        }
-        entry.phase = Phase::Out { until };
-        let delivery = entry.deliveries;
-        self.timers.insert((until, offset));
-        self.handed_end = self.handed_end.max(offset.advance(1));
-        self.handed_lately += 1;
-        Some(Handout { offset, delivery, on_trial: on_trial.is_some() })
-    }
-
-    fn next_on_trial(&mut self, clock: &Clock, may_try: bool) -> Option<Offset> {
-        if let Some(offset) = self.trial {
-            let phase = self.entries.get(&offset)?.phase;
-            return matches!(phase, Phase::Announced { at } if at <= self.durable).then_some(offset);
-        }
-        let offset = if may_try { self.suspects.pop_first()? } else { return None };
-        let at = self.change();
-        let entry = self.entries.get_mut(&offset)?;
-        entry.count(clock);
-        entry.phase = Phase::Announced { at };
-        self.trial = Some(offset);
-        None
-    }
-
-    fn next_in_turn(&mut self) -> Option<Offset> {
-        // An heir has nothing on record but the mark it found, which may lie below what failed before.
-        if self.again.first().is_some_and(|(since, offset)| *since <= self.durable && *offset < self.mark) {
-            return self.again.pop_first().map(|(_, offset)| offset);
-        }
-        let one_by_one = self.trial.is_some() || !self.suspects.is_empty();
-        let may_go = self.ready.first().is_some_and(|offset| *offset < self.mark);
-        if may_go && !one_by_one { self.ready.pop_first() } else { None }
-    }
-
-    /// Whether a record waits for its trial and only the member's other trial is in the way.
-    pub(crate) fn wants_trial(&self) -> bool {
-        self.trial.is_none() && !self.suspects.is_empty()
-    }
-
-    /// Whether records that were taken wait for a commit, a trial or a word on one that is on trial: taking more
-    /// would not help.
-    pub(crate) fn is_held_up(&self) -> bool {
-        self.trial.is_some() || !self.suspects.is_empty() || !self.ready.is_empty()
-    }
-
-    /// Whether [`Self::take_doomed`] has any.
-    pub(crate) fn has_doomed(&self) -> bool {
-        !self.doomed.is_empty()
-    }
-
-    /// Whether a record of it is on trial.
-    pub(crate) fn has_trial(&self) -> bool {
-        self.trial.is_some()
-    }
-
-    /// When to look again, apart from news.
-    pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.timers.first().map(|&(at, _)| at)
-    }
-
-    /// Records in the application's hands, or on their way to the dead letters.
-    pub(crate) fn unsettled(&self) -> usize {
-        let unsettled = |entry: &&Entry<R>| matches!(entry.phase, Phase::Out { .. } | Phase::Doomed);
-        self.entries.values().filter(unsettled).count()
-    }
-
-    fn change(&mut self) -> Version {
-        self.version = Version(self.version.0 + 1);
-        self.version
-    }
-
-    /// What has changed so far; on record once [`Self::is_durable`] says so.
-    pub(crate) fn version(&self) -> Version {
-        self.version
-    }
-
-    pub(crate) fn is_durable(&self, version: Version) -> bool {
-        version <= self.durable
-    }
-
-    /// From now on: [`Policy::by_key`].
-    pub(crate) fn keep_keys_in_order(&mut self) {
-        self.policy.by_key = true;
-    }
-
-    /// Whether there is something to commit.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.version > self.durable || self.mark_is_low()
-    }
-
-    /// Whether the next record waits for that, or soon will.
-    pub(crate) fn is_urgent(&self) -> bool {
-        let announced = self.trial.and_then(|offset| self.entries.get(&offset)).map(|entry| entry.phase);
-        self.mark_is_low() || matches!(announced, Some(Phase::Announced { at }) if at > self.durable)
-    }
-
-    fn mark_is_low(&self) -> bool {
-        self.handed_end.advance(self.lead / 2) > self.mark || self.next_up() >= Some(self.mark)
-    }
-
-    /// The furthest record whose turn it is, but for what must be on record first.
-    fn next_up(&self) -> Option<Offset> {
-        self.ready.first().max(self.again.first().map(|(_, offset)| offset)).copied()
-    }
-
-    /// What is to be committed now.
-    pub(crate) fn snapshot(&mut self, now: Instant) -> Snapshot {
-        self.lead = (self.handed_lately * 4).clamp(LEAD_MIN, LEAD_MAX);
-        self.handed_lately = 0;
-        let next = self.next_up().map_or(self.handed_end, |offset| self.handed_end.max(offset));
-        let mark = next.advance(self.lead).max(self.suspect_end).max(self.mark);
-        self.snapshot_with(mark, now)
-    }
-
-    /// What is to be committed when the partition is given up: nothing more is handed out after this.
-    pub(crate) fn last_snapshot(&mut self, now: Instant) -> Snapshot {
-        if let Some(offset) = self.trial.take() {
-            // Announced, and never handed out.
-            if let Some(entry) = self.entries.get_mut(&offset).filter(|e| matches!(e.phase, Phase::Announced { .. })) {
-                entry.deliveries -= 1;
-                entry.phase = Phase::Queued;
-                self.queue(offset);
-            }
-        }
-        let in_doubt = |entry: &Entry<R>| entry.suspect || matches!(entry.phase, Phase::Out { .. });
-        let last = self.entries.iter().rev().find(|(_, entry)| in_doubt(entry)).map(|(offset, _)| offset.advance(1));
-        let not_taken = (self.suspect_end > self.reach).then_some(self.suspect_end);
-        // Should it be kept after all, the mark is low, and goes on record anew first.
-        self.mark = last.max(not_taken).unwrap_or(self.prefix).max(self.prefix);
-        self.change();
-        self.snapshot_with(self.mark, now)
-    }
-
-    fn snapshot_with(&self, mark: Offset, now: Instant) -> Snapshot {
-        // What ended an earlier holder does not end this one as long as it is not taken.
-        let settled = |(&offset, past): (&Offset, &Past)| (offset, Past { out: false, ..*past });
-        let mut past: BTreeMap<_, _> = self.inherited.iter().map(settled).collect();
-        past.extend(self.entries.iter().filter_map(|(&offset, entry)| Some((offset, entry.past(now)?))));
-        let mark = mark.max(self.prefix);
-        let state = State { done: self.done.clone(), mark, past }.encode(self.prefix);
-        let (offset, record_time_ms) = (self.prefix, self.newest_ms);
-        Snapshot { offset, state, record_time_ms, version: self.version, mark }
-    }
-
-    /// A snapshot is on record.
-    pub(crate) fn committed(&mut self, snapshot: &Snapshot) {
-        self.durable = self.durable.max(snapshot.version);
-        self.mark = self.mark.max(snapshot.mark);
+    /// What was not handed out since the last time.
+    pub(crate) fn take_spared(&mut self) -> Spared {
+        std::mem::take(&mut self.spared)
     }
 }

@@ -70,11 +70,20 @@ impl World {
     fn policy(by_key: bool) -> Policy {
         let backoff = BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
         let lease = Duration::from_secs(30);
-        Policy { lease, backoff, deliveries_max: DELIVERIES_MAX, records_max: 12, bytes_max: 1 << 20, by_key }
+        Policy {
+            lease,
+            backoff,
+            deliveries_max: DELIVERIES_MAX,
+            records_max: 12,
+            bytes_max: 1 << 20,
+            by_key,
+            ids_max: 0,
+            expired: Expired::Drop,
+        }
     }
 
     fn new(by_key: bool) -> Self {
-        let clock = Clock { now: Instant::now(), unix_ms: 1, random: 0 };
+        let clock = Clock { now: Instant::now(), unix_ms: 1, shared_ms: 1, random: 0 };
         let mut window = Window::new(Self::policy(by_key), Offset::ZERO, State::fresh(Offset::ZERO), 0);
         let on_record = window.snapshot(clock.now);
         window.committed(&on_record);
@@ -89,9 +98,10 @@ impl World {
     fn take(&mut self) {
         if self.next < RECORDS && self.window.has_room() {
             let (offset, key) = (Offset::new(self.next), Some(self.next % 3).filter(|_| self.by_key));
-            let taken = Taken { offset, timestamp_ms: 0, bytes: 1, key, record: self.next };
+            let taken =
+                Taken { offset, timestamp_ms: 0, bytes: 1, key, id: None, times: Times::default(), record: self.next };
             let was_done = self.fates_on_record[self.next as usize].done;
-            assert_eq!(self.window.take(taken, self.clock.now), !was_done, "record {offset}");
+            assert_eq!(self.window.take(taken, &self.clock), !was_done, "record {offset}");
             self.next += 1;
         }
     }
@@ -168,7 +178,7 @@ impl World {
     fn bury(&mut self) {
         for offset in self.window.take_doomed(1) {
             assert!(self.window.burial(offset).is_some());
-            self.window.buried(offset);
+            self.window.buried(offset, &self.clock);
             let fate = self.fate(offset);
             assert!(!fate.buried);
             (fate.buried, fate.done) = (true, true);

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use busbar_proto::Offset;
 use tokio::time::Instant;
 
-use super::{Burial, Clock, Phase, WAIT_MAX, Window};
+use super::{Clock, Entry, Expired, Phase, WAIT_MAX, Window};
 
 /// Doublings after which the pause before a redelivery can't grow any more.
 const DOUBLINGS_MAX: u32 = 32;
@@ -26,11 +26,30 @@ pub(crate) enum Verdict {
     Doomed,
 }
 
+/// A record that is to be dead-lettered.
+#[derive(Debug)]
+pub(crate) struct Burial<'a, R> {
+    pub(crate) record: &'a R,
+    pub(crate) deliveries: u32,
+    pub(crate) reason: Arc<str>,
+    /// Of the first delivery, 0 = unknown; in milliseconds since the Unix epoch.
+    pub(crate) first_ms: i64,
+    /// When the last delivery failed.
+    pub(crate) last_ms: i64,
+}
+
+/// How a record ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Acked,
+    GivenUp,
+}
+
 impl<R> Window<R> {
     /// The record is done. Also when the lease has run out, as long as the record was not handed out again.
     pub(crate) fn ack(&mut self, offset: Offset, delivery: u32) -> Result<(), Stale> {
         self.latest(offset, delivery)?;
-        self.finish(offset);
+        self.finish(offset, End::Acked);
         Ok(())
     }
 
@@ -129,32 +148,64 @@ impl<R> Window<R> {
             Phase::Out { until } | Phase::Parked { until } => {
                 self.timers.remove(&(until, offset));
             }
+            Phase::Delayed => {
+                self.delayed.remove(&(entry.times.due_ms.unwrap_or_default(), offset));
+            }
             Phase::Queued => {
                 self.ready.remove(&offset);
                 self.again.remove(&(entry.since, offset));
                 self.suspects.remove(&offset);
             }
-            Phase::Announced { .. } | Phase::Doomed => {}
+            Phase::Copy | Phase::Announced { .. } | Phase::Doomed => {}
         }
     }
 
-    fn finish(&mut self, offset: Offset) {
+    /// Its time is over: it is not delivered any more. Returns the copy of it whose turn it is then.
+    pub(super) fn expire(&mut self, offset: Offset, clock: &Clock) -> Option<Offset> {
+        self.spared.expired += 1;
         self.unschedule(offset);
-        let Some(entry) = self.entries.remove(&offset) else { return };
+        if self.policy.expired == Expired::Drop {
+            return self.finish(offset, End::GivenUp);
+        }
+        let entry = self.entries.get_mut(&offset)?;
+        // Announced, and not handed out.
+        entry.deliveries -= u32::from(matches!(entry.phase, Phase::Announced { .. }));
+        let reason = match &entry.failure {
+            Some((last, _)) => format!("it has expired; its last delivery failed: {last}").into(),
+            None => "it has expired".into(),
+        };
+        self.doom(offset, reason, clock);
+        None
+    }
+
+    /// It ends. Returns the copy of it whose turn it is then.
+    fn finish(&mut self, offset: Offset, end: End) -> Option<Offset> {
+        let id = self.remove(offset)?.id?;
+        let next = self.copies.leave(id, offset);
+        let is_copy = |window: &Self, offset| window.entries.get(&offset).is_some_and(|e| e.phase == Phase::Copy);
+        if end == End::GivenUp {
+            return next.filter(|&next| is_copy(self, next));
+        }
+        self.seen.note(id);
+        for copy in self.copies.of(id).into_iter().filter(|&copy| is_copy(self, copy)).collect::<Vec<_>>() {
+            self.spared.duplicates += 1;
+            self.remove(copy);
+            self.copies.leave(id, copy);
+        }
+        None
+    }
+
+    /// Takes an entry out, as done.
+    fn remove(&mut self, offset: Offset) -> Option<Entry<R>> {
+        self.unschedule(offset);
+        let entry = self.entries.remove(&offset)?;
         self.bytes -= entry.bytes;
         self.newest_ms = self.newest_ms.max(entry.timestamp_ms);
         self.finish_range(offset, offset.advance(1));
-        let Some(key) = entry.key else { return };
-        let Some(queue) = self.keys.get_mut(&key) else { return };
-        match queue.front() == Some(&offset) {
-            true => drop(queue.pop_front()),
-            // Doomed when it was taken, before its turn.
-            false => queue.retain(|queued| *queued != offset),
+        if let Some(next) = entry.key.and_then(|key| self.keys.leave(key, offset)) {
+            self.queue(next);
         }
-        match queue.front() {
-            Some(&next) => self.queue(next),
-            None => drop(self.keys.remove(&key)),
-        }
+        Some(entry)
     }
 
     /// Those to be dead-lettered that nobody was told of yet, so many of them at most.
@@ -170,9 +221,11 @@ impl<R> Window<R> {
     }
 
     /// Its dead letter is stored, or not wanted.
-    pub(crate) fn buried(&mut self, offset: Offset) {
-        if self.entries.get(&offset).is_some_and(|entry| entry.phase == Phase::Doomed) {
-            self.finish(offset);
+    pub(crate) fn buried(&mut self, offset: Offset, clock: &Clock) {
+        if self.entries.get(&offset).is_some_and(|entry| entry.phase == Phase::Doomed)
+            && let Some(copy) = self.finish(offset, End::GivenUp)
+        {
+            self.admit(copy, Duration::ZERO, clock);
         }
     }
 

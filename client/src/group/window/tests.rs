@@ -4,70 +4,96 @@ use super::*;
 
 const LEASE: Duration = Duration::from_secs(30);
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     let backoff = BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(1) };
-    Policy { lease: LEASE, backoff, deliveries_max: 3, records_max: 100, bytes_max: 1 << 20, by_key: false }
+    Policy {
+        lease: LEASE,
+        backoff,
+        deliveries_max: 3,
+        records_max: 100,
+        bytes_max: 1 << 20,
+        by_key: false,
+        ids_max: 0,
+        expired: Expired::Drop,
+    }
 }
 
 /// A window, and the time.
-struct Desk {
-    window: Window<u64>,
-    clock: Clock,
+pub(super) struct Desk {
+    pub(super) window: Window<u64>,
+    pub(super) clock: Clock,
 }
 
 impl Desk {
-    fn new(policy: Policy, from: u64, state: State) -> Self {
-        let clock = Clock { now: Instant::now(), unix_ms: 1000, random: 0 };
+    pub(super) fn new(policy: Policy, from: u64, state: State) -> Self {
+        let clock = Clock { now: Instant::now(), unix_ms: 1000, shared_ms: 1000, random: 0 };
         Self { window: Window::new(policy, Offset::new(from), state, 0), clock }
     }
 
-    fn fresh(policy: Policy) -> Self {
+    pub(super) fn fresh(policy: Policy) -> Self {
         let mut desk = Self::new(policy, 0, State::fresh(Offset::ZERO));
         desk.commit();
         desk
     }
 
-    fn take(&mut self, offsets: std::ops::Range<u64>) {
+    pub(super) fn take(&mut self, offsets: std::ops::Range<u64>) {
         for offset in offsets {
             self.take_of_key(offset, None);
         }
     }
 
-    fn take_of_key(&mut self, offset: u64, key: Option<u64>) -> bool {
-        let taken = Taken { offset: Offset::new(offset), timestamp_ms: offset as i64, bytes: 10, key, record: offset };
-        self.window.take(taken, self.clock.now)
+    pub(super) fn take_of_key(&mut self, offset: u64, key: Option<u64>) -> bool {
+        self.take_at(offset, key, Times::default())
     }
 
-    fn hand_out(&mut self) -> Option<(u64, u32)> {
+    pub(super) fn take_at(&mut self, offset: u64, key: Option<u64>, times: Times) -> bool {
+        let (bytes, timestamp_ms) = (10, offset as i64);
+        let taken = Taken { offset: Offset::new(offset), timestamp_ms, bytes, key, id: None, times, record: offset };
+        self.window.take(taken, &self.clock)
+    }
+
+    pub(super) fn take_with_id(&mut self, offset: u64, id: u64) -> bool {
+        let (bytes, timestamp_ms, times) = (10, offset as i64, Times::default());
+        let (id, key) = (Some(id), None);
+        let taken = Taken { offset: Offset::new(offset), timestamp_ms, bytes, key, id, times, record: offset };
+        self.window.take(taken, &self.clock)
+    }
+
+    pub(super) fn hand_out(&mut self) -> Option<(u64, u32)> {
         let clock = self.clock;
         self.window.tick(&clock);
         self.window.hand_out(&clock, true).map(|handout| (handout.offset.get(), handout.delivery))
     }
 
-    fn ack(&mut self, offset: u64, delivery: u32) -> Result<(), Stale> {
+    pub(super) fn ack(&mut self, offset: u64, delivery: u32) -> Result<(), Stale> {
         self.window.ack(Offset::new(offset), delivery)
     }
 
-    fn nack(&mut self, offset: u64, delivery: u32) -> Result<Verdict, Stale> {
+    pub(super) fn nack(&mut self, offset: u64, delivery: u32) -> Result<Verdict, Stale> {
         let clock = self.clock;
         self.window.nack(Offset::new(offset), delivery, None, "why".into(), &clock)
     }
 
-    fn commit(&mut self) -> Snapshot {
+    pub(super) fn commit(&mut self) -> Snapshot {
         let snapshot = self.window.snapshot(self.clock.now);
         self.window.committed(&snapshot);
         snapshot
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.clock.now += time;
         self.clock.unix_ms += time.as_millis() as i64;
+        self.clock.shared_ms += time.as_millis() as i64;
     }
 
     /// Whoever gets the partition after this, with what is on record.
-    fn heir(&self, snapshot: &Snapshot) -> Self {
+    pub(super) fn heir(&self, snapshot: &Snapshot) -> Self {
+        self.heir_with(snapshot, policy())
+    }
+
+    pub(super) fn heir_with(&self, snapshot: &Snapshot, policy: Policy) -> Self {
         let state = State::decode(snapshot.offset, &snapshot.state).expect("what was encoded");
-        let window = Window::new(policy(), snapshot.offset, state, snapshot.record_time_ms);
+        let window = Window::new(policy, snapshot.offset, state, snapshot.record_time_ms);
         Self { window, clock: self.clock }
     }
 }
@@ -97,7 +123,7 @@ fn what_failed_comes_again_after_a_pause_once_that_is_on_record_and_is_doomed_in
     assert_eq!(desk.nack(0, 1), Ok(Verdict::Again { until }), "half of the ceiling, and chance adds nothing");
     assert_eq!(desk.nack(0, 1), Err(Stale), "that delivery is over");
     desk.commit();
-    assert_eq!((desk.hand_out(), desk.window.wake_at()), (None, Some(until)));
+    assert_eq!((desk.hand_out(), desk.window.wake_at(&desk.clock)), (None, Some(until)));
     desk.pass(Duration::from_millis(50));
     assert_eq!(desk.hand_out(), Some((0, 2)));
     assert!(desk.nack(0, 2).is_ok());
@@ -110,7 +136,7 @@ fn what_failed_comes_again_after_a_pause_once_that_is_on_record_and_is_doomed_in
     let burial = desk.window.burial(Offset::ZERO).expect("it is doomed");
     assert_eq!((burial.deliveries, &*burial.reason, burial.first_ms, burial.last_ms), (3, "why", 1000, 2050));
     assert_eq!(desk.window.prefix(), Offset::ZERO, "not before the dead letter is stored");
-    desk.window.buried(Offset::ZERO);
+    desk.window.buried(Offset::ZERO, &desk.clock);
     assert_eq!(desk.window.prefix(), Offset::new(1));
 }
 
@@ -237,7 +263,7 @@ fn one_key_waits_and_the_others_go_on() {
     let clock = desk.clock;
     assert_eq!(desk.window.reject(Offset::new(1), 1, "no".into(), &clock), Ok(()));
     assert_eq!(desk.hand_out(), None);
-    desk.window.buried(Offset::new(1));
+    desk.window.buried(Offset::new(1), &desk.clock);
     assert_eq!(desk.hand_out(), Some((3, 1)));
 }
 

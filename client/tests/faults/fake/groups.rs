@@ -34,6 +34,9 @@ pub(crate) struct Coordinator {
     next_member: u64,
     /// Every commit is refused with this while set.
     pub(crate) sick: Option<Reason>,
+    /// Commits of these partitions are refused with LIMIT_REACHED, and how often that was.
+    pub(crate) full: BTreeSet<u32>,
+    pub(crate) refusals: usize,
     /// Joins are refused with this while set.
     pub(crate) closed: Option<Reason>,
     pub(crate) commits: usize,
@@ -43,7 +46,17 @@ pub(crate) struct Coordinator {
 impl Default for Coordinator {
     fn default() -> Self {
         let groups = BTreeMap::new();
-        Self { node: 1, groups, next_member: 0, sick: None, closed: None, commits: 0, session_timeout_ms: 10_000 }
+        Self {
+            node: 1,
+            groups,
+            next_member: 0,
+            sick: None,
+            full: BTreeSet::new(),
+            refusals: 0,
+            closed: None,
+            commits: 0,
+            session_timeout_ms: 10_000,
+        }
     }
 }
 
@@ -203,6 +216,10 @@ impl State {
         let Some(place) = self.place_of(group, member, &claim) else {
             return Some(Refusal::new(Reason::StaleClaim, "in other hands"));
         };
+        if self.coordinator.full.contains(&place.1) {
+            self.coordinator.refusals += 1;
+            return Some(Refusal::new(Reason::LimitReached, "the shard is full"));
+        }
         let former = self.group(group).committed.insert(place, committed.clone());
         let back = former.is_some_and(|former| former.offset > committed.offset);
         assert!(!back, "a commit goes back");
@@ -269,8 +286,11 @@ async fn serve(node: u64, shared: Arc<Shared>, mut requests: Streaming<v1::Membe
         Ok(member) => member,
         Err(refusal) => return send(&events, Event::Ended(refusal.to_wire())).await,
     };
-    let session_timeout_ms = shared.state.lock().coordinator.session_timeout_ms;
-    let joined = Joined { member_id: member, session_timeout_ms, heartbeat_interval_ms: 100 };
+    let (session_timeout_ms, time_ms) = {
+        let state = shared.state.lock();
+        (state.coordinator.session_timeout_ms, state.time_ms())
+    };
+    let joined = Joined { member_id: member, session_timeout_ms, heartbeat_interval_ms: 100, time_ms };
     send(&events, Event::Joined(joined)).await;
     let mut seat = Seat { node, group: join.group, member, instance: join.instance, told: None };
     loop {
@@ -286,7 +306,10 @@ async fn serve(node: u64, shared: Arc<Shared>, mut requests: Streaming<v1::Membe
                 let Ok(Some(v1::MemberRequest { action: Some(action) })) = request else { return };
                 match action {
                     Action::Join(_) => panic!("a second join"),
-                    Action::Heartbeat(_) => send(&events, Event::Alive(Alive {})).await,
+                    Action::Heartbeat(_) => {
+                        let time_ms = shared.state.lock().time_ms();
+                        send(&events, Event::Alive(Alive { time_ms })).await;
+                    }
                     Action::Released(released) => {
                         let mut state = shared.state.lock();
                         for claim in released.claims {

@@ -90,6 +90,17 @@ impl Log {
         Ok((base, false))
     }
 
+    /// Stores the last batch once more, as a broker does that has forgotten its producer.
+    pub(crate) fn repeat_last(&mut self) {
+        let (header, batch) = self.batches.last().cloned().expect("a batch");
+        self.producers.clear();
+        let base = self.end();
+        let mut stored = BytesMut::from(&batch[..]);
+        stamp(&mut stored, Offset::new(base), 1);
+        let header = BatchHeader { base_offset: Offset::new(base), ..header };
+        self.batches.push((header, stored.freeze()));
+    }
+
     /// Stores a batch of records whose values are their offsets.
     pub(crate) fn append_plain(&mut self, count: usize) {
         let mut builder = BatchBuilder::new(BatchOptions::default());

@@ -13,7 +13,7 @@ mod subscribe;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use busbar_client::{Client, Reason, Record, Refusal};
@@ -166,6 +166,12 @@ impl State {
         let topic = topic.ok_or_else(|| Refusal::new(Reason::UnknownTopic, "no topic of that id"))?;
         let missing = || Refusal::new(Reason::UnknownPartition, format!("no partition {partition}"));
         topic.partitions.get_mut(partition as usize).ok_or_else(missing)
+    }
+
+    /// By the brokers' clock.
+    pub(crate) fn time_ms(&self) -> i64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        since_epoch.as_millis() as i64 + self.clock_ahead_ms as i64
     }
 
     fn topic(&self, name: &str) -> Option<v1::Topic> {
