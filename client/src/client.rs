@@ -141,7 +141,9 @@ impl ClientBuilder {
         let cluster = Cluster::new(env, Tasks::new(), bootstrap, connect_timeout, request_timeout);
         let call = Call { what: "connect", repeat: Repeat::Safe, timeout: request_timeout };
         let ask = |channel| async { pool::broker(channel).metadata(v1::MetadataRequest::default()).await };
+        let asked_at = cluster.env.now();
         let metadata = cluster.call(call, ask).await?;
+        cluster.told_time(metadata.time_ms, cluster.env.now().saturating_duration_since(asked_at));
         cluster.learn(&metadata.nodes);
         Ok(Client { cluster })
     }

@@ -22,6 +22,7 @@ use crate::{
     pool::Pool,
     retry::{Backoff, BackoffPolicy},
     task::Tasks,
+    timekeeper::Timekeeper,
     watch::TopicWatch,
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct Cluster {
     pub(crate) request_timeout: Duration,
     bootstrap: Vec<Address>,
     nodes: Mutex<Nodes>,
+    timekeeper: Mutex<Timekeeper>,
     pub(crate) topics: Mutex<HashMap<String, Weak<TopicWatch>>>,
 }
 
@@ -107,8 +109,36 @@ impl Cluster {
             request_timeout,
             bootstrap,
             nodes: Mutex::default(),
+            timekeeper: Mutex::default(),
             topics: Mutex::default(),
         })
+    }
+
+    /// A broker has told its time, in answer to what it was asked so long ago; 0 = it did not.
+    pub(crate) fn told_time(&self, broker_ms: i64, round_trip: Duration) {
+        let mut timekeeper = self.timekeeper.lock();
+        if broker_ms > 0 && timekeeper.told(broker_ms, self.env.now(), self.env.unix_ms(), round_trip) {
+            let ahead_ms = timekeeper.ahead_ms();
+            tracing::warn!(
+                ahead_ms,
+                "the clock of this machine differs from the brokers': delays and expiry go by theirs"
+            );
+        }
+    }
+
+    /// Milliseconds since the Unix epoch by the brokers' clock, for who hears of it all the time.
+    pub(crate) fn time_ms(&self, now: Instant, own_ms: i64) -> i64 {
+        self.timekeeper.lock().unix_ms(now, own_ms)
+    }
+
+    /// The same for who does not.
+    pub(crate) fn time_ms_unless_wrong(&self) -> i64 {
+        self.timekeeper.lock().unix_ms_unless_wrong(self.env.now(), self.env.unix_ms())
+    }
+
+    /// How far our clock is ahead of the brokers', in milliseconds.
+    pub(crate) fn clock_ahead_ms(&self) -> i64 {
+        self.timekeeper.lock().ahead_ms()
     }
 
     /// Takes over what a node says about the others. A node that left the cluster is forgotten.

@@ -74,6 +74,7 @@ mod retry;
 mod schedule;
 mod sliding;
 mod task;
+mod timekeeper;
 mod topic;
 mod watch;
 

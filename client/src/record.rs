@@ -83,9 +83,9 @@ impl Record {
         self
     }
 
-    /// Consumer groups deliver it so long after it was sent, at the earliest: it is stored at once, and waits in the client that reads it
-    /// while others go on. The producer's clock tells when it is sent; the brokers' clock when its time has come. Written as the header
-    /// `busbar-deliver-at`. A consumer without a group gets it at once.
+    /// Consumer groups deliver it so long after it was sent, at the earliest: it is stored at once, and waits in the
+    /// client that reads it while others go on. Both times are by the brokers' clock,
+    /// as far as clients are told. Written as the header `busbar-deliver-at`. A consumer without a group gets it at once.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -107,8 +107,8 @@ impl Record {
         self
     }
 
-    /// Of no use so long after it was sent: consumer groups do not deliver it from then on, neither for the first time nor again. It
-    /// is counted, or dead-lettered ([`GroupBuilder::expired`](crate::GroupBuilder::expired)). Written as the header
+    /// Of no use so long after it was sent: consumer groups do not deliver it from then on, neither for the first time nor
+    /// again. It is counted, or dead-lettered ([`GroupBuilder::expired`](crate::GroupBuilder::expired)). Written as the header
     /// `busbar-expires-at`. One that is delivered in time may be acknowledged later.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {

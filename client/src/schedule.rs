@@ -22,7 +22,7 @@ pub(crate) const EXPIRES_AT: &str = "busbar-expires-at";
 pub enum Moment {
     /// At this time, in milliseconds since the Unix epoch.
     AtMs(i64),
-    /// So long after the call that sends the record, by the clock of the producer.
+    /// So long after the call that sends the record.
     In(Duration),
 }
 

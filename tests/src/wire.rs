@@ -36,6 +36,18 @@ pub fn batch(values: &[&str]) -> Bytes {
     batch_of(ProducerState::NONE, values)
 }
 
+/// A sound batch of CloudEvents in binary mode, with these ids, of a producer without idempotence.
+pub fn batch_of_events(source: &str, ids: &[u64]) -> Bytes {
+    let mut builder = BatchBuilder::new(BatchOptions::default());
+    for id in ids {
+        let id = id.to_string();
+        let headers = [("ce_specversion", "1.0"), ("ce_source", source), ("ce_id", &id)];
+        let pushed = builder.push(1_000, None, Some(id.as_bytes()), &headers);
+        assert!(pushed.is_ok(), "the test's batch is too large");
+    }
+    builder.build(ProducerState::NONE)
+}
+
 /// A sound batch of an idempotent producer.
 pub fn batch_from(producer: i64, sequence: i32, values: &[&str]) -> Bytes {
     let (id, epoch) = (ProducerId::new(producer), ProducerEpoch::new(0));

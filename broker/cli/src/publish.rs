@@ -9,11 +9,11 @@ use std::{
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use busbar_client::{Compression, Delivery, Producer, Record};
+use busbar_client::{Compression, Delivery, Moment, Producer, Record};
 use busbar_proto::{TopicName, limits};
 use bytes::Bytes;
 use serde::Serialize;
@@ -57,6 +57,12 @@ pub(crate) struct Args {
     /// Partition of every record [default: by key, else in turns]
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
+    /// Consumer groups deliver the records so long after they were sent at the earliest, such as 10s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    deliver_after: Option<Duration>,
+    /// Consumer groups do not deliver the records any more so long after they were sent, such as 1m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
     /// Compress batches: none, lz4 or zstd
     #[arg(long, default_value = "none", value_name = "CODEC")]
     compression: Compression,
@@ -122,6 +128,8 @@ impl Publishing {
             key: args.key.clone().map(Bytes::from),
             value: Bytes::new(),
             headers: args.headers.iter().map(|(name, value)| (name.clone(), Bytes::from(value.clone()))).collect(),
+            deliver_at: args.deliver_after.map(Moment::In),
+            expires_at: args.ttl.map(Moment::In),
             ..Record::default()
         };
         Self { producer, template, unanswered: VecDeque::new(), summary: Summary::default() }

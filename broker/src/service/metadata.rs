@@ -26,6 +26,7 @@ impl Broker {
                 nodes: self.nodes(catalog),
                 topics: topics.map(|topic| self.topic(catalog, topic)).collect(),
                 answered_by: self.node().get(),
+                time_ms: 0,
             }
         })
     }

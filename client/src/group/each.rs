@@ -9,8 +9,9 @@ use super::{GroupConsumer, Received, error::GroupError};
 impl GroupConsumer {
     /// Runs `handle` on up to `limit` records at once, until the consumer is closed or fails. A record is handed to it
     /// once the one of its key before it (in the same partition) is settled and done; records of other keys, and those
-    /// without a key, go on meanwhile, so that a key that fails again and again parks alone. `handle` settles its
-    /// record, or drops it: then it is delivered again.
+    /// without a key, go on meanwhile, so that a key that fails again and again parks alone. A record that is delayed
+    /// takes its place among those of its key when it is due. `handle` settles its record, or drops it: then it is
+    /// delivered again.
     ///
     /// All handlers run on the caller's task; spawn in `handle` to use more than one core. Dropping the future gives
     /// back what was not settled.

@@ -32,7 +32,6 @@ use super::{
     reading::Kept,
     roster::{Assigned, Changes, Claim, compare},
     stats::Counters,
-    timekeeper::Timekeeper,
     window::{Clock, Handout, Policy, Stale, Window},
 };
 use crate::{
@@ -97,7 +96,6 @@ pub(crate) struct Member {
     pub(super) counters: Counters,
     pub(super) trials: Trials,
     pub(super) graves: Graves,
-    pub(super) timekeeper: Mutex<Timekeeper>,
     pub(super) seat: Mutex<Seat>,
     /// Something about the seat, the holdings or the fault is new, for whoever waits.
     pub(super) changed: Notify,
@@ -137,7 +135,6 @@ impl Member {
             counters: Counters::default(),
             trials: Trials::default(),
             graves,
-            timekeeper: Mutex::default(),
             seat: Mutex::default(),
             changed: Notify::new(),
             holdings: Mutex::default(),
@@ -162,22 +159,8 @@ impl Member {
     pub(super) fn clock(&self) -> Clock {
         let env = &self.cluster.env;
         let (now, unix_ms) = (env.now(), env.unix_ms());
-        let shared_ms = self.timekeeper.lock().unix_ms(now, unix_ms);
+        let shared_ms = self.cluster.time_ms(now, unix_ms);
         Clock { now, unix_ms, shared_ms, random: env.random() }
-    }
-
-    /// The coordinator has told its time, in answer to what it was asked so long ago.
-    pub(super) fn told_time(&self, coordinator_ms: i64, round_trip: Duration) {
-        let env = &self.cluster.env;
-        let mut timekeeper = self.timekeeper.lock();
-        if timekeeper.told(coordinator_ms, env.now(), env.unix_ms(), round_trip) {
-            let ahead_ms = timekeeper.ahead_ms();
-            tracing::warn!(
-                group = self.options.group,
-                ahead_ms,
-                "the clock of this machine differs from the brokers': delays and expiry go by theirs"
-            );
-        }
     }
 
     /// The partitions in its hands.

@@ -8,7 +8,7 @@
 //! | `holding` | one partition in the member's hands, from assignment to release; `reading`: what was received of it |
 //! | `roster` | what an assignment means for what is held (pure) |
 //! | `member` | all of it together; who must hear of what |
-//! | `session` | the stream to the coordinator; `timekeeper`: what time it is there (pure) |
+//! | `session` | the stream to the coordinator |
 //! | `opening` | beginning with a partition |
 //! | `upkeep` | commits and releases |
 //! | `dead_letter` | records that will not be done |
@@ -29,7 +29,6 @@ mod roster;
 mod session;
 mod state;
 mod stats;
-mod timekeeper;
 mod upkeep;
 mod window;
 
@@ -179,7 +178,7 @@ impl GroupConsumer {
     /// How far this machine's clock is ahead of the brokers', in milliseconds; 0 while they differ by less than half a
     /// second. Delays and expiry go by the brokers' clock then.
     pub fn clock_ahead_ms(&self) -> i64 {
-        self.member.timekeeper.lock().ahead_ms()
+        self.member.cluster.clock_ahead_ms()
     }
 
     /// Its group.

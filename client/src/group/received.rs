@@ -55,7 +55,14 @@ impl Received {
         self.handout.delivery
     }
 
-    /// It is done, and will not be delivered again once that is committed.
+    /// It is done, and will not be delivered again once that is committed. A second word on it does not compile:
+    ///
+    /// ```compile_fail,E0382
+    /// fn twice(record: busbar_client::Received) -> Result<(), busbar_client::SettleError> {
+    ///     record.ack()?;
+    ///     record.ack()
+    /// }
+    /// ```
     ///
     /// # Errors
     /// [`SettleError`]: the word comes too late and changes nothing; the record is delivered again.

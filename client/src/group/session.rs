@@ -266,7 +266,7 @@ impl Member {
     fn told(&self, stream: &mut Stream, time_ms: i64) {
         let round_trip = stream.asked_at.take().map(|at| stream.heard_at.saturating_duration_since(at));
         if time_ms > 0 {
-            self.told_time(time_ms, round_trip.unwrap_or_default());
+            self.cluster.told_time(time_ms, round_trip.unwrap_or_default());
             self.inbox.wake();
         }
     }

@@ -114,7 +114,7 @@ impl Producer {
     /// [`SendError`]: closed, too large for the topic, or no such partition. The record will never be stored.
     pub async fn send(&self, record: impl Into<Record>) -> Result<Delivery, SendError> {
         let mut record = record.into();
-        record.note_times(|| self.handle.core.cluster.env.unix_ms());
+        record.note_times(|| self.handle.core.cluster.time_ms_unless_wrong());
         let span = SendSpan::begin(self.topic(), &mut record);
         match self.take(&record).await {
             Ok(delivery) => Ok(delivery.traced(span)),
@@ -132,7 +132,7 @@ impl Producer {
     pub fn try_send(&self, record: impl Into<Record>) -> Result<Delivery, TrySendError> {
         let mut record = record.into();
         let as_given = (record.headers.len(), record.deliver_at, record.expires_at);
-        record.note_times(|| self.handle.core.cluster.env.unix_ms());
+        record.note_times(|| self.handle.core.cluster.time_ms_unless_wrong());
         let span = SendSpan::begin(self.topic(), &mut record);
         match self.try_take(&record) {
             Ok(Some(delivery)) => Ok(delivery.traced(span)),

@@ -73,7 +73,7 @@ impl broker_server::Broker for DataService {
         {
             return Err(self.broker.unknown_topic(only).to_status());
         }
-        Ok(Response::new(answer))
+        Ok(Response::new(MetadataResponse { time_ms: self.broker.clock().unix_ms(), ..answer }))
     }
 
     async fn watch_metadata(

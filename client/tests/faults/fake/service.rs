@@ -43,6 +43,7 @@ impl Service {
             nodes: nodes.collect(),
             topics: wanted.into_iter().map(topic).collect::<Result<_, _>>()?,
             answered_by: self.node,
+            time_ms: 0,
         })
     }
 }
@@ -72,7 +73,9 @@ impl Broker for Service {
     }
 
     async fn metadata(&self, request: Request<v1::MetadataRequest>) -> Result<Response<v1::MetadataResponse>, Status> {
-        Ok(Response::new(self.metadata_of(&self.shared.state.lock(), &request.into_inner().topics)?))
+        let state = self.shared.state.lock();
+        let metadata = self.metadata_of(&state, &request.into_inner().topics)?;
+        Ok(Response::new(v1::MetadataResponse { time_ms: state.time_ms(), ..metadata }))
     }
 
     async fn watch_metadata(

@@ -1,9 +1,9 @@
-//! What time it is for a group: the members of one group agree on it, whatever their own clocks show, as they take it from
-//! their coordinator. Pure: clocks are given.
+//! What time it is for all clients alike, whatever their own clocks show: the brokers tell theirs when a client connects, and
+//! the members of a group with every heartbeat. Pure: clocks are given.
 //!
 //! ```text
-//!  ours:        asked ............. answered      the coordinator's clock shows, at `answered`, something between
-//!  coordinator:           stamped                 its stamp and the stamp + (answered - asked)
+//!  ours:    asked ............. answered      the broker's clock shows, at `answered`, something between its
+//!  broker:           stamped                  stamp and the stamp + (answered - asked)
 //! ```
 //! Invariant: between two answers the time goes on with the monotonic clock, so that a wall clock that is set meanwhile
 //! moves nothing.
@@ -22,36 +22,41 @@ struct Anchor {
     unix_ms: i64,
 }
 
-/// The time as the coordinator sees it.
+/// The time as the brokers see it.
 #[derive(Debug, Default)]
-pub(super) struct Timekeeper {
+pub(crate) struct Timekeeper {
     anchor: Option<Anchor>,
     ahead_ms: i64,
 }
 
 impl Timekeeper {
-    /// Milliseconds since the Unix epoch by the coordinator's clock, as far as it is known.
-    pub(super) fn unix_ms(&self, now: Instant, own_ms: i64) -> i64 {
+    /// Milliseconds since the Unix epoch by the brokers' clock, as far as it is known.
+    pub(crate) fn unix_ms(&self, now: Instant, own_ms: i64) -> i64 {
         let Some(Anchor { at, unix_ms }) = self.anchor else { return own_ms };
         unix_ms.saturating_add(millis(now.saturating_duration_since(at)))
     }
 
-    /// How far our wall clock is ahead of the coordinator's, in milliseconds; 0 while they differ by little.
-    pub(super) fn ahead_ms(&self) -> i64 {
+    /// As [`Self::unix_ms`], for who hears of the brokers' clock rarely: by our wall clock unless that was found wrong.
+    pub(crate) fn unix_ms_unless_wrong(&self, now: Instant, own_ms: i64) -> i64 {
+        if self.ahead_ms == 0 { own_ms } else { self.unix_ms(now, own_ms) }
+    }
+
+    /// How far our wall clock is ahead of the brokers', in milliseconds; 0 while they differ by little.
+    pub(crate) fn ahead_ms(&self) -> i64 {
         self.ahead_ms
     }
 
-    /// The coordinator has told its time, in answer to what it was asked so long ago. Whether our clock is found to be
+    /// A broker has told its time, in answer to what it was asked so long ago. Whether our clock is found to be
     /// wrong, and was not before.
-    pub(super) fn told(&mut self, coordinator_ms: i64, now: Instant, own_ms: i64, round_trip: Duration) -> bool {
+    pub(crate) fn told(&mut self, broker_ms: i64, now: Instant, own_ms: i64, round_trip: Duration) -> bool {
         let was_wrong = self.ahead_ms != 0;
-        let latest_ms = coordinator_ms.saturating_add(millis(round_trip));
+        let latest_ms = broker_ms.saturating_add(millis(round_trip));
         let ours_is_good =
-            own_ms >= coordinator_ms.saturating_sub(TOLERANCE_MS) && own_ms <= latest_ms.saturating_add(TOLERANCE_MS);
+            own_ms >= broker_ms.saturating_sub(TOLERANCE_MS) && own_ms <= latest_ms.saturating_add(TOLERANCE_MS);
         let unix_ms = match ours_is_good {
             true => own_ms,
             // Of what it may be, the nearest to ours.
-            false => own_ms.clamp(coordinator_ms, latest_ms),
+            false => own_ms.clamp(broker_ms, latest_ms),
         };
         self.ahead_ms = own_ms.saturating_sub(unix_ms);
         self.anchor = Some(Anchor { at: now, unix_ms });
@@ -93,7 +98,11 @@ mod tests {
     fn a_wall_clock_that_is_set_between_two_answers_moves_nothing() {
         let (mut timekeeper, now) = (Timekeeper::default(), Instant::now());
         timekeeper.told(5000, now, 5000, Duration::ZERO);
-        assert_eq!(timekeeper.unix_ms(now + Duration::from_secs(2), 5000 + HOUR_MS), 7000);
+        let later = now + Duration::from_secs(2);
+        assert_eq!(timekeeper.unix_ms(later, 5000 + HOUR_MS), 7000);
+        assert_eq!(timekeeper.unix_ms_unless_wrong(later, 6900), 6900);
+        timekeeper.told(5000, now, HOUR_MS, Duration::ZERO);
+        assert_eq!(timekeeper.unix_ms_unless_wrong(later, 6900), 7000, "ours was put right meanwhile");
     }
 
     proptest! {
