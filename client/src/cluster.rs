@@ -17,6 +17,7 @@ use tonic::{Response, Status, transport::Channel};
 
 use crate::{
     address::Address,
+    destinations::{Destinations, Guards},
     env::Env,
     error::{ClientError, TransportError},
     pool::Pool,
@@ -41,6 +42,8 @@ pub(crate) struct Cluster {
     bootstrap: Vec<Address>,
     nodes: Mutex<Nodes>,
     pub(crate) topics: Mutex<HashMap<String, Weak<TopicWatch>>>,
+    /// How the brokers fare, for all producers with the default guards.
+    pub(crate) destinations: Arc<Destinations>,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +111,7 @@ impl Cluster {
             bootstrap,
             nodes: Mutex::default(),
             topics: Mutex::default(),
+            destinations: Arc::new(Destinations::new(Guards::default())),
         })
     }
 

@@ -4,14 +4,18 @@
 mod chaos;
 mod client;
 mod consumer;
+mod deadlines;
 mod delivery;
 mod fake;
 mod group_chaos;
 mod groups;
 mod guards;
 mod named;
+mod parked;
 mod producer;
 mod requests;
+mod responders;
+mod sick;
 
 use std::{future::Future, time::Duration};
 
