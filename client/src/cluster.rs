@@ -17,6 +17,7 @@ use tonic::{Response, Status, transport::Channel};
 
 use crate::{
     address::Address,
+    destinations::{Destinations, Guards},
     env::Env,
     error::{ClientError, TransportError},
     pool::Pool,
@@ -43,6 +44,8 @@ pub(crate) struct Cluster {
     nodes: Mutex<Nodes>,
     timekeeper: Mutex<Timekeeper>,
     pub(crate) topics: Mutex<HashMap<String, Weak<TopicWatch>>>,
+    /// How the brokers fare, for all producers with the default guards.
+    pub(crate) destinations: Arc<Destinations>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +114,7 @@ impl Cluster {
             nodes: Mutex::default(),
             timekeeper: Mutex::default(),
             topics: Mutex::default(),
+            destinations: Arc::new(Destinations::new(Guards::default())),
         })
     }
 

@@ -27,12 +27,15 @@
 //! | batching that adapts to the load | on, no waiting time | [`ProducerBuilder::linger`], [`ProducerBuilder::batch_bytes`] |
 //! | backpressure | 32 MiB, then `send` waits | [`ProducerBuilder::buffer_bytes`], [`Producer::try_send`] |
 //! | retries with backoff and jitter | for 30 s | [`ProducerBuilder::delivery_timeout`] |
-//! | retry budget of each broker | 20 % and 10 a second | [`ProducerBuilder::retry_budget`] |
+//! | retry budget of each broker, for the whole client | 20 % and 10 a second | [`ProducerBuilder::retry_budget`] |
 //! | circuit breakers of brokers and partitions | on | [`ProducerBuilder::circuit_breaker`] |
 //! | certainty about failures | rejected or unknown | [`DeliveryError`] |
 //! | the story of every delivery | on | [`DeliveryReport`] |
 //! | discovery, failover | any node, pushed news of leaders | [`Client`] |
-//! | replies to their own callers, deadlines | when asked for | [`Requester`], [`Responder`] |
+//! | room for healthy partitions while one is sick | half of the buffer | [`ProducerBuilder::parked_bytes`] |
+//! | replies to their own callers | when asked for | [`Requester`], [`Responder`] |
+//! | responders that share the work | with a group | [`ResponderBuilder::group`] |
+//! | deadlines that travel over all hops | when set | [`Record::deadline`], [`ConsumedRecord::deadline`] |
 //! | trace context, spans, metrics | features `tracing`, `opentelemetry` | [`Record::trace_context`], [`ConsumedRecord::process`] |
 //! | CloudEvents | feature `cloudevents` | `Record::from_event` |
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
@@ -45,7 +48,7 @@
 //!
 //! # Layers
 //! ```text
-//!  client ─▶ group, request ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ pool (connections)
+//!  client ─▶ group, request ─▶ producer, consumer, admin ─▶ watch (topic), cluster (nodes) ─▶ destinations, pool
 //!            window, batcher, subscription, partitioner, retry, budget, breaker: pure state machines, no I/O, no clock
 //!            env: clock and randomness · task: the only place that spawns
 //! ```
@@ -60,6 +63,7 @@ mod client;
 mod cluster;
 mod consumer;
 mod context;
+mod destinations;
 pub mod env;
 mod error;
 #[cfg(feature = "cloudevents")]
@@ -96,16 +100,17 @@ pub use self::{
     client::{Client, ClientBuilder},
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, ReadFrom, StartAt},
     context::{MalformedTraceParent, TraceParent, malformed_contexts},
+    destinations::BrokerStats,
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     group::{DeadLetter, Dedup, Expired, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
     producer::{
-        Attempt, BrokerStats, Delivered, Delivery, DeliveryReport, LastStored, NextStep, Producer, ProducerBuilder,
-        ProducerStats, Verdict,
+        Attempt, Delivered, Delivery, DeliveryReport, LastStored, NextStep, Producer, ProducerBuilder, ProducerStats,
+        Verdict,
     },
     record::Record,
     request::{
         Replier, ReplierStats, ReplyError, Request, RequestError, RequestFate, RequestReport, Requester,
-        RequesterBuilder, RequesterStats, Responder, ResponderBuilder,
+        RequesterBuilder, RequesterStats, Responder, ResponderBuilder, ResponderError,
     },
     schedule::Moment,
 };

@@ -68,8 +68,9 @@ impl Record {
         self
     }
 
-    /// Of no use from then on: it is not sent (again) after that, and its delivery then says so. What is under way
-    /// at that moment is waited for. Kept to 10 ms: it may be given up that much too early.
+    /// Of no use to its topic from then on: it is not sent (again) after that, and its delivery then says so. What is
+    /// under way at that moment is waited for. Kept to 10 ms: it may be given up that much too early. Of several such
+    /// times the earliest counts. Nobody is told; [`Record::deadline`] travels with the record.
     ///
     /// ```
     /// # use std::time::{Duration, SystemTime};
@@ -79,7 +80,8 @@ impl Record {
     #[must_use]
     pub fn send_before(mut self, deadline: SystemTime) -> Self {
         let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.send_before_ms = Some(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX));
+        let deadline_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
+        self.send_before_ms = Some(self.send_before_ms.map_or(deadline_ms, |own| own.min(deadline_ms)));
         self
     }
 

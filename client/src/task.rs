@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Undertaker,
     /// Reads a requester's replies.
     Replies,
+    /// Settles a group's request once the fate of its reply is known.
+    SettleRequest,
     /// Delivers the last replies of a producer that makes room for another.
     ReplyProducerEnd,
 }

@@ -7,7 +7,7 @@ mod fake;
 
 use std::{future::Future, time::Duration};
 
-use busbar_client::{Client, Consumer, Producer, Reason, Record, TrySendError};
+use busbar_client::{Client, Consumer, DeadLetter, Producer, Reason, Record, TrySendError};
 use opentelemetry::{
     KeyValue, Value, global,
     propagation::TextMapCompositePropagator,
@@ -113,6 +113,7 @@ async fn sending_and_processing(telemetry: &Telemetry, producer: &Producer, cons
     let names: Vec<_> = record.headers().map(|(name, _)| name).collect();
     assert_eq!(names, ["own", "traceparent", "tracestate"]);
     let request = telemetry.find("request");
+    let received = telemetry.find("receive t");
     let sent = telemetry.span("send t");
     assert_eq!((sent.span_kind.clone(), sent.parent_span_id), (SpanKind::Producer, request.span_context.span_id()));
     for (name, value) in [
@@ -127,6 +128,10 @@ async fn sending_and_processing(telemetry: &Telemetry, producer: &Producer, cons
     ] {
         assert_eq!(text(&sent, name), value, "{name}: {:?}", sent.attributes);
     }
+    assert_eq!(received.span_kind, SpanKind::Client);
+    assert_eq!(received.links.links[0].span_context.span_id(), sent.span_context.span_id());
+    assert_eq!(text(&received, "messaging.operation.type"), "receive");
+    assert_eq!(text(&received, "messaging.batch.message_count"), "1");
     let parent = record.traceparent().expect("a context");
     assert_eq!(parent.trace_id(), sent.span_context.trace_id().to_bytes());
     assert_eq!(parent.parent_id(), sent.span_context.span_id().to_bytes());
@@ -160,6 +165,25 @@ async fn own_context(telemetry: &Telemetry, producer: &Producer, consumer: &mut 
     assert_eq!(record.traceparent().map(|parent| parent.to_string()).as_deref(), Some(created));
     let linked = telemetry.span("send t");
     assert_eq!(linked.links.links[0].span_context.span_id().to_string(), "00f067aa0ba902b7");
+    assert_eq!(linked.span_kind, SpanKind::Client, "it is not the creation");
+
+    // Created long before it is sent.
+    let kept = Record::new("x").created_for("t");
+    assert_eq!(kept.clone().created_for("t"), kept, "once");
+    let created = telemetry.span("create t");
+    assert_eq!(
+        (created.span_kind.clone(), text(&created, "messaging.operation.type")),
+        (SpanKind::Producer, "create".into())
+    );
+    soon("stored", producer.send(kept).await.expect("taken")).await.expect("stored");
+    let record = soon("next", consumer.next()).await.expect("readable").expect("not closed");
+    let parent = record.traceparent().expect("a context").parent_id();
+    assert_eq!(parent, created.span_context.span_id().to_bytes());
+    let sent = telemetry.span("send t");
+    assert_eq!(
+        (sent.span_kind, sent.links.links[0].span_context.span_id()),
+        (SpanKind::Client, created.span_context.span_id())
+    );
 }
 
 /// A failure ends the span with its reason; a full buffer gives the record back as it was.
@@ -179,6 +203,42 @@ async fn failures(telemetry: &Telemetry, cluster: &Cluster, client: &Client, pro
     cluster.edit_all(|state| state.held = false);
     soon("close", small.close()).await.expect("stored");
     telemetry.span("send t");
+}
+
+/// A word on a record of a group is a span of its own, linked to the sending.
+async fn settling(telemetry: &Telemetry, cluster: &Cluster, client: &Client) {
+    cluster.create("g", 1);
+    let producer = client.producer("g").build().await.expect("a producer");
+    let builder = client.group("billing").topics(["g"]).dead_letter(DeadLetter::Off);
+    let mut consumer = soon("joined", builder.build()).await.expect("a member");
+    for operation in ["ack", "nack", "reject"] {
+        soon("stored", producer.send("x").await.expect("taken")).await.expect("stored");
+        let received = soon("next", consumer.next()).await.expect("readable").expect("not closed");
+        match operation {
+            "ack" => received.ack(),
+            "nack" => received.nack(Duration::from_secs(60)),
+            _ => received.reject("no use"),
+        }
+        .expect("in time");
+        let (sent, read) = (telemetry.find("send g"), telemetry.find("receive g"));
+        let settled = telemetry.span(&format!("{operation} g"));
+        assert_eq!(read.links.links[0].span_context.span_id(), sent.span_context.span_id());
+        assert_eq!(text(&read, "messaging.consumer.group.name"), "billing");
+        assert_eq!((settled.span_kind.clone(), settled.status.clone()), (SpanKind::Client, Status::Unset));
+        assert_eq!(settled.links.links[0].span_context.span_id(), sent.span_context.span_id());
+        for (name, value) in [
+            ("messaging.operation.name", operation),
+            ("messaging.operation.type", "settle"),
+            ("messaging.consumer.group.name", "billing"),
+            ("messaging.destination.partition.id", "0"),
+        ] {
+            assert_eq!(text(&settled, name), value, "{name}: {:?}", settled.attributes);
+        }
+    }
+    soon("committed", consumer.commit()).await.expect("committed");
+    assert_eq!(text(&telemetry.span("commit g"), "messaging.operation.type"), "settle");
+    soon("closed", consumer.close()).await.expect("left");
+    assert_eq!(telemetry.total("messaging.client.consumed.messages", ("messaging.destination.name", "g")), 3);
 }
 
 /// The reply is sent within the processing of its request, in the requester's trace.
@@ -207,10 +267,11 @@ async fn spans_belong_together_and_metrics_count() {
     sending_and_processing(&telemetry, &producer, &mut consumer).await;
     own_context(&telemetry, &producer, &mut consumer).await;
     failures(&telemetry, &cluster, &client, &producer).await;
+    settling(&telemetry, &cluster, &client).await;
     request_and_reply(&telemetry, &client).await;
     let topic = ("messaging.destination.name", "t");
-    assert_eq!(telemetry.total("messaging.client.sent.messages", topic), 5);
-    assert_eq!(telemetry.total("messaging.client.operation.duration", topic), 5);
+    assert_eq!(telemetry.total("messaging.client.sent.messages", topic), 6);
+    assert_eq!(telemetry.total("messaging.client.operation.duration", topic), 6);
     assert_eq!(telemetry.total("messaging.client.operation.duration", ("error.type", "INVALID_ARGUMENT")), 1);
     assert_eq!(telemetry.total("messaging.process.duration", topic), 3);
     assert!(telemetry.total("messaging.client.consumed.messages", topic) >= 2);

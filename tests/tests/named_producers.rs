@@ -1,12 +1,18 @@
 //! Producers with a name on a cluster of real processes: two instances of one name, a restart after a kill, leaders that
 //! are killed in between. Nothing is stored twice by an application that asks where it was, and the older instance ends.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, ensure};
 use busbar_client::{Client, DeliveryError, Producer, Record, SendError, StartAt, TopicOptions};
 use busbar_proto::{Reason, Refusal, v1};
-use busbar_tests::{process::ProcessCluster, wait::eventually, wire};
+use busbar_tests::{
+    cli::{command, end_of, run},
+    process::ProcessCluster,
+    wait::eventually,
+    wire,
+};
+use tokio::io::AsyncWriteExt as _;
 
 const TOPIC: &str = "orders";
 const NAME: &str = "relay-1";
@@ -190,5 +196,31 @@ async fn requests_that_make_no_sense_are_refused() -> anyhow::Result<()> {
         ensure!(refusal.reason == want, "{request:?}: {refusal:?}");
     }
     ensure!(broker.producer_state(state(0, first.producer_id, 1)).await?.into_inner().last.is_none());
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_command_line_the_older_instance_fails() -> anyhow::Result<()> {
+    let cluster = ProcessCluster::start(1).await?;
+    let client = cluster.client().await?;
+    client.admin().create_topic(TOPIC, TopicOptions { replicas: 1, ..TopicOptions::default() }).await?;
+    let servers = cluster.servers();
+    let arguments = ["pub", TOPIC, "--server", &servers, "--producer-name", NAME];
+    let mut older = command(&arguments).stdin(Stdio::piped()).spawn()?;
+    let mut lines = older.stdin.take().context("no stdin")?;
+    lines.write_all(b"first\n").await?;
+    let first_is_stored = async || {
+        ensure!(end(&client, 0).await? == 1, "not yet");
+        Ok(())
+    };
+    eventually(LIMIT, "the first record is stored", first_is_stored).await?;
+    run(&[&arguments[..], &["second"]].concat()).await?.success()?;
+    lines.write_all(b"third\n").await?;
+    drop(lines);
+    let ended = end_of(older, "pub of the older instance").await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("1 failed"), "{ended:?}");
+    ensure!(end(&client, 0).await? == 2, "the third record is not stored");
+    let wrong = run(&["pub", TOPIC, "x", "--server", &servers, "--producer-name", "no name"]).await?;
+    ensure!(wrong.code == Some(2) && wrong.stderr.contains("a producer's name"), "{wrong:?}");
     cluster.finish().await
 }

@@ -143,3 +143,52 @@ async fn requests_go_on_when_the_leader_of_both_topics_is_killed() -> anyhow::Re
     cluster.restart_all().await?;
     cluster.finish().await
 }
+
+/// Two commands of one group share the requests; one that is killed leaves its part to the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_one_group_share_the_requests() -> anyhow::Result<()> {
+    let cluster = ProcessCluster::start(1).await?;
+    let servers = cluster.servers();
+    run(&["topic", "create", "prices", "--replicas", "1", "--partitions", "4", "--server", &servers])
+        .await?
+        .success()?;
+    let start = |word: &'static str| {
+        let servers = servers.clone();
+        async move { Replying::start(&servers, &["--exec", word, "--group", "pricing"]).await }
+    };
+    let client = cluster.client().await?;
+    let requester = client.requester("prices").build().await?;
+    let ask = |number: u32| {
+        let requester = requester.clone();
+        async move {
+            let reply = requester.request(Record::new("?").partition(number % 4), LIMIT).await?;
+            anyhow::Ok(String::from_utf8(reply.value().to_vec())?)
+        }
+    };
+    // Asked at once: whoever is ready misses nothing.
+    let one = start("echo one").await?;
+    ensure!(ask(0).await? == "one");
+    let two = start("echo two").await?;
+    let mut asked = 1_u64;
+    let answers = within(LIMIT, "both answer", async {
+        loop {
+            let answers = futures::future::try_join_all((0..8).map(ask)).await?;
+            asked += 8;
+            if ["one", "two"].iter().all(|word| answers.iter().any(|answer| answer == word)) {
+                return Ok(answers);
+            }
+        }
+    });
+    ensure!(answers.await?.len() == 8);
+    one.stop().await?;
+    let alone = futures::future::try_join_all((0..8).map(ask)).await?;
+    ensure!(alone.iter().all(|answer| answer == "two"), "{alone:?}");
+    two.stop().await?;
+    let stats = requester.stats();
+    ensure!((stats.replies, stats.late) == (asked + 8, 0), "{stats:?}");
+    let described: Value = run(&["group", "describe", "pricing", "--server", &servers, "-o", "json"]).await?.json()?;
+    ensure!(described["lag"] == 0, "everything is acknowledged: {described}");
+    let usage = ["reply", "prices", "--server", &servers, "--exec", "cat", "--group", "g", "--partition", "0"];
+    ensure!(run(&usage).await?.code == Some(2));
+    cluster.finish().await
+}

@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// Compress batches: none, lz4 or zstd
     #[arg(long, default_value = "none", value_name = "CODEC")]
     compression: Compression,
+    /// Publish under a name: one instance at a time may have it, an earlier one is fenced and fails from then on
+    #[arg(long, value_name = "NAME", value_parser = producer_name)]
+    producer_name: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -89,6 +92,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut builder = client.producer(args.topic.as_str()).compression(args.compression);
     if !args.digest.is_empty() {
         builder = builder.digest(args.digest.iter().cloned());
+    }
+    if let Some(name) = &args.producer_name {
+        builder = builder.name(name);
     }
     let producer = builder.build().await?;
     let mut signals = EndSignals::listen()?;
@@ -247,6 +253,14 @@ fn read_line(reader: &mut impl BufRead) -> anyhow::Result<Option<Bytes>> {
     Ok(Some(line.into()))
 }
 
+/// By the rules for topics' names.
+fn producer_name(text: &str) -> Result<String, String> {
+    match text.parse::<TopicName>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("a producer's name has 1 to 249 of a-z A-Z 0-9 . _ -, and is neither . nor ..".to_owned()),
+    }
+}
+
 /// `NAME=VALUE`.
 pub(crate) fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
@@ -284,6 +298,14 @@ mod tests {
         assert_eq!(lines(&longest).unwrap().len(), 1);
         let error = lines(&[&longest[..], b"x"].concat()).unwrap_err();
         assert!(error.to_string().contains("8388608"), "{error}");
+    }
+
+    #[test]
+    fn a_producers_name_has_rules() {
+        assert_eq!(producer_name("relay-1"), Ok("relay-1".to_owned()));
+        for wrong in ["", ".", "a b", &"x".repeat(250)] {
+            assert!(producer_name(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

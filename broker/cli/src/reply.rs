@@ -2,12 +2,12 @@
 //! ends it.
 //!
 //! Invariants: so many commands run at a time as `--jobs` says; a request that was taken is answered, also when a signal
-//! comes meanwhile.
+//! comes meanwhile; one of a group is acknowledged once its reply is stored.
 
 use std::{process::ExitCode, time::Duration};
 
-use busbar_client::{Client, ConsumeError, Reason, Record, ReplyError, Request, Responder, StartAt};
-use busbar_proto::TopicName;
+use busbar_client::{Client, Reason, Record, ReplyError, Request, Responder, ResponderError, StartAt};
+use busbar_proto::{GroupName, TopicName};
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 
@@ -21,6 +21,9 @@ use crate::{
 
 /// Between two attempts to read what can't be read now.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Time for the reply to be stored, beside that of the command.
+const LEASE_SPARE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,7 +42,11 @@ pub(crate) struct Args {
     /// Where to begin: earliest, latest or an offset
     #[arg(long, default_value = "latest", value_name = "WHERE", value_parser = subscribe::start_at)]
     from: StartAt,
-    /// Only this partition [default: all; each `busbar reply` answers every request it reads]
+    /// Share the requests with every other `busbar reply` and responder of this consumer group: each is answered by one of
+    /// them, and by another should that one fail [default: each answers every request it reads]
+    #[arg(long, value_name = "NAME", conflicts_with = "partition")]
+    group: Option<GroupName>,
+    /// Only this partition [default: all]
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
     /// Exit 0 after so many requests [default: until Ctrl-C]
@@ -71,10 +78,14 @@ async fn build(args: &Args) -> anyhow::Result<Responder> {
     if let Some(partition) = args.partition {
         builder = builder.partitions([partition]);
     }
+    if let Some(group) = &args.group {
+        // Longer than the command may take, so that nobody else runs it meanwhile.
+        builder = builder.group_with(group.as_str(), |options| options.lease(args.timeout + LEASE_SPARE));
+    }
     Ok(builder.build().await?)
 }
 
-async fn serve(responder: &mut Responder, args: &Args, signals: &mut EndSignals) -> Result<(), ConsumeError> {
+async fn serve(responder: &mut Responder, args: &Args, signals: &mut EndSignals) -> Result<(), ResponderError> {
     let exec = Exec::new(args.exec.clone(), args.timeout);
     let mut running = FuturesUnordered::new();
     let mut left = args.count.unwrap_or(u64::MAX);
@@ -146,9 +157,9 @@ fn without_newline(mut text: Bytes) -> Bytes {
     text
 }
 
-fn is_final(error: &ConsumeError) -> bool {
-    matches!(error, ConsumeError::Refused { refusal, .. }
-        if matches!(refusal.reason, Reason::UnknownTopic | Reason::OffsetOutOfRange))
+fn is_final(error: &ResponderError) -> bool {
+    matches!(error, ResponderError::Group(_))
+        || matches!(error.reason(), Some(Reason::UnknownTopic | Reason::OffsetOutOfRange))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub use self::{
 };
 use crate::{
     cluster::Cluster,
-    context::metrics,
+    context,
     error::{ClientError, ConsumeError},
     task::Kind,
     watch::TopicWatch,
@@ -226,6 +226,7 @@ impl Consumer {
 
     fn open(&mut self, parcel: Parcel) -> Result<(), ConsumeError> {
         let bytes = parcel.bytes();
+        context::received(&self.core.topic.name, None, &parcel);
         let Parcel { partition, tenure: _, batch, from } = parcel;
         let Some(batch) = batch else {
             self.positions.insert(partition, from);
@@ -234,8 +235,6 @@ impl Consumer {
         };
         match records(batch) {
             Ok(records) => {
-                let end = records.header().next_offset();
-                metrics::consumed(&self.core.topic.name, end.distance_from(from));
                 self.reading = Some(Reading { partition, records, from, bytes, next: from });
                 Ok(())
             }

@@ -17,7 +17,7 @@ pub fn malformed_contexts() -> u64 {
 }
 
 /// `Some` if it is sound; counts it otherwise.
-fn sound<T>(read: Option<T>) -> Option<T> {
+pub(super) fn sound<T>(read: Option<T>) -> Option<T> {
     MALFORMED.fetch_add(u64::from(read.is_none()), Ordering::Relaxed);
     read
 }
@@ -56,7 +56,9 @@ impl Record {
         self
     }
 
-    /// Of the same trace as a record that was read, and with the same baggage: for what is published because of it.
+    /// Of the same trace as a record that was read, with the same baggage, and no later deadline
+    /// ([`Record::deadline`]): for what is published because of it. What must be published however late it is takes
+    /// [`Record::without_deadline`] after that.
     #[must_use]
     pub fn context_of(mut self, cause: &ConsumedRecord) -> Self {
         self.headers.retain(|(name, _)| ![TRACEPARENT, TRACESTATE, BAGGAGE].contains(&name.as_str()));
@@ -66,6 +68,7 @@ impl Record {
         let baggage = cause.baggage().map(|baggage| (BAGGAGE, copy(baggage)));
         let headers = [parent, state, baggage].into_iter().flatten();
         self.headers.extend(headers.map(|(name, value)| (name.to_owned(), value)));
+        self.inherit_deadline(cause);
         self
     }
 

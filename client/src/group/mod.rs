@@ -55,7 +55,7 @@ use self::{
     holding::{Holding, Next},
     member::Member,
 };
-use crate::consumer::Item;
+use crate::{consumer::Item, context};
 
 /// Records taken from one partition before the next one has its turn.
 const TURN_RECORDS: u32 = 64;
@@ -156,6 +156,11 @@ impl GroupConsumer {
     /// # Errors
     /// The member is not in its group any more.
     pub async fn commit(&self) -> Result<(), GroupError> {
+        let options = &self.member.options;
+        context::spans::committing(&options.topics, &options.group, self.commit_now()).await
+    }
+
+    async fn commit_now(&self) -> Result<(), GroupError> {
         let wanted: Vec<_> = self
             .member
             .holdings()
@@ -304,6 +309,7 @@ impl GroupConsumer {
             match item {
                 Item::Batch(parcel) => {
                     if let Some(holding) = self.member.holding(parcel.tenure) {
+                        context::received(&holding.topic, Some(&self.member.options.group), &parcel);
                         holding.put(parcel);
                     }
                 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::{
+    GroupConsumer,
     holding::Holding,
     member::Member,
     roster::{Assigned, Claim},
@@ -74,6 +75,7 @@ impl Member {
             let (dirty, urgent) = news.unwrap_or_default();
             self.heed(super::holding::News { dirty, urgent, ..Default::default() });
             self.inbox.wake();
+            self.changed.notify_waiters();
         }
         Ok(())
     }
@@ -116,6 +118,30 @@ impl Member {
             StartAt::Latest => bounds.high_watermark,
             StartAt::Earliest | StartAt::Offset(_) => bounds.log_start,
         }))
+    }
+}
+
+impl GroupConsumer {
+    /// Waits until it has begun with all partitions that it was given first: from then on nothing is published there
+    /// that it would not read. Cancel safe.
+    ///
+    /// # Errors
+    /// The member is not in its group any more; a partition's leader did not tell where to begin in time.
+    pub(crate) async fn begun(&self) -> Result<(), ClientError> {
+        let member = &self.member;
+        let timeout = member.cluster.request_timeout;
+        let has_begun = || {
+            let is_open = |holding: &Arc<Holding>| holding.with_window(|_| ()).is_some();
+            member.edition.load(Ordering::Acquire) > 0 && member.holdings().iter().all(is_open)
+        };
+        match tokio::time::timeout(timeout, self.until(has_begun)).await {
+            Ok(begun) => Ok(begun?),
+            Err(_) => {
+                let what = format!("begin with the partitions of group {:?}", member.options.group);
+                let last = "a partition's leader did not answer; `busbar cluster status` shows leaders".to_owned();
+                Err(ClientError::Timeout { what, waited: timeout, last })
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     member::Member,
     window::{Handout, Verdict},
 };
-use crate::consumer::ConsumedRecord;
+use crate::{consumer::ConsumedRecord, context::spans};
 
 /// A record of a group consumer, to be settled: acknowledged, given back or rejected.
 ///
@@ -69,7 +69,9 @@ impl Received {
     pub fn ack(mut self) -> Result<(), SettleError> {
         self.settled = true;
         let Handout { offset, delivery, .. } = self.handout;
-        self.member.settle(&self.holding, self.handout, |window, _| window.ack(offset, delivery))?;
+        self.settling("ack", || {
+            self.member.settle(&self.holding, self.handout, |window, _| window.ack(offset, delivery))
+        })?;
         self.member.counters.acked.add(1);
         Ok(())
     }
@@ -105,7 +107,7 @@ impl Received {
         let Handout { offset, delivery, .. } = self.handout;
         let reason = reason.into();
         let say = |window: &mut super::window::Window<_>, clock: &_| window.reject(offset, delivery, reason, clock);
-        self.member.settle(&self.holding, self.handout, say)?;
+        self.settling("reject", || self.member.settle(&self.holding, self.handout, say))?;
         self.member.counters.rejected.add(1);
         Ok(())
     }
@@ -125,11 +127,19 @@ impl Received {
         &self.record
     }
 
+    fn settling<T>(
+        &self,
+        operation: &'static str,
+        settle: impl FnOnce() -> Result<T, SettleError>,
+    ) -> Result<T, SettleError> {
+        spans::settling(&self.record, &self.member.options.group, operation, settle)
+    }
+
     fn give_back(&self, after: Option<Duration>, reason: Arc<str>) -> Result<Verdict, SettleError> {
         let Handout { offset, delivery, .. } = self.handout;
         let say =
             |window: &mut super::window::Window<_>, clock: &_| window.nack(offset, delivery, after, reason, clock);
-        let verdict = self.member.settle(&self.holding, self.handout, say)?;
+        let verdict = self.settling("nack", || self.member.settle(&self.holding, self.handout, say))?;
         self.member.counters.nacked.add(1);
         Ok(verdict)
     }

@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use crate::{
     breaker::Failure,
+    destinations::{Word, word_on_broker},
     producer::{
         core::Core,
-        destinations::{Word, word_on_broker},
         link::Correlation,
         shard::{Finished, Shard},
-        window::{AttemptId, LinkId},
+        window::{AttemptId, Deadlines, LinkId},
     },
 };
 
@@ -38,12 +38,12 @@ impl Core {
         let now = self.cluster.env.now();
         let finished = match answer.outcome {
             Some(Answer::Acknowledged(stored)) => {
-                self.broker_works(node, now);
+                self.destinations.succeeded(node, now);
                 let mut shard = shard.lock();
                 let base = Offset::new(stored.base_offset);
                 let finished = shard.acknowledged(attempt, base, stored.duplicate, self.clock(now));
                 if finished.as_ref().is_some_and(|finished| finished.retried) {
-                    self.refund(node, 1, now);
+                    self.destinations.refund(node, 1, now);
                 }
                 self.pump(&mut shard, now);
                 finished
@@ -70,11 +70,11 @@ impl Core {
         match refusal.reason {
             Reason::NotLeader => self.topic.hint(shard.partition, node, refusal.leader),
             Reason::NoLeader => self.topic.doubt(),
-            Reason::DeadlineExceeded => self.compare_clocks(&shard, now),
+            Reason::DeadlineExceeded => self.compare_clocks(&shard, attempt, now),
             _ => {}
         }
         match word_on_broker(refusal.reason) {
-            Word::Works => self.broker_works(node, now),
+            Word::Works => self.destinations.succeeded(node, now),
             Word::Fails(failure) if failure == Failure::Soft || shard.is_first_failure() => {
                 self.broker_failed(node, failure, now);
             }
@@ -90,36 +90,36 @@ impl Core {
         finished
     }
 
-    fn refund(&self, node: NodeId, retries: usize, now: Instant) {
-        if self.destinations.refund(node, retries, now) {
-            self.alarm.ring();
-        }
-    }
-
-    fn broker_works(&self, node: NodeId, now: Instant) {
-        if self.destinations.succeeded(node, now) {
-            self.alarm.ring(); // Others wait for this one's word.
-        }
-    }
-
     fn broker_failed(&self, node: NodeId, failure: Failure, now: Instant) {
-        if self.destinations.failed(node, failure, self.clock(now)) {
+        if self.destinations.failed(node, failure, now, self.cluster.env.random()) {
             tracing::debug!(%node, "circuit breaker opened");
             self.counters.breaker_opened();
         }
     }
 
-    fn compare_clocks(&self, shard: &Shard, now: Instant) {
-        let left = shard
-            .window
-            .flights()
-            .next()
-            .map_or(Duration::ZERO, |flight| flight.deadlines.earliest().saturating_duration_since(now));
-        if left > CLOCK_SKEW && !self.skewed.swap(true, Ordering::Relaxed) {
+    /// A broker calls a deadline passed. If it is not, by our clock, the next attempt tells a later one, which still is
+    /// no later than the window reckons with; a broker that refuses even that has another clock.
+    fn compare_clocks(&self, shard: &Shard, attempt: AttemptId, now: Instant) {
+        let refused = shard.window.flights().find(|flight| flight.attempt_id() == attempt);
+        let Some(deadlines) = refused.map(|flight| flight.deadlines).filter(|known| known.earliest() > now) else {
+            return;
+        };
+        let left = self.told(deadlines).saturating_duration_since(now);
+        if left <= CLOCK_SKEW {
+            self.doubted.store(true, Ordering::Relaxed);
+        } else if !self.skewed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 ?left,
                 "a broker calls a deadline passed that is not: clocks differ, deadlines are not sent any more"
             );
+        }
+    }
+
+    /// The deadline that brokers are told of a batch.
+    pub(super) fn told(&self, deadlines: Deadlines) -> Instant {
+        match self.doubted.load(Ordering::Relaxed) {
+            false => deadlines.earliest(),
+            true => deadlines.copies_until(),
         }
     }
 
@@ -144,7 +144,7 @@ impl Core {
         if !lost.is_empty() {
             self.topic.doubt();
             self.broker_failed(node, Failure::Hard, now);
-            self.refund(node, unsent_retries, now);
+            self.destinations.refund(node, unsent_retries, now);
         }
         for shard in lost {
             self.pump(&mut shard.lock(), now);

@@ -6,7 +6,8 @@
 //!              `------- take: window idle, linger over, or flush --^
 //! ```
 //! Invariants: batches leave in the order in which they were begun; a batch has at least one record; deadlines
-//! never decrease from front to back; the records of a batch may be sent until about the same time.
+//! never decrease from front to back; the records of a batch may be sent until about the same time; `held_bytes` is the
+//! sum of the batches'.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -81,13 +82,14 @@ pub(crate) struct Batcher {
     options: BatcherOptions,
     open: Option<Gathered>,
     full: VecDeque<Gathered>,
+    held_bytes: usize,
     /// Somebody flushes: the open batch does not wait for company.
     expedite: bool,
 }
 
 impl Batcher {
     pub(crate) fn new(options: BatcherOptions) -> Self {
-        Self { options, open: None, full: VecDeque::new(), expedite: false }
+        Self { options, open: None, full: VecDeque::new(), held_bytes: 0, expedite: false }
     }
 
     /// Whether this record, the next, begins a batch.
@@ -98,6 +100,11 @@ impl Batcher {
     fn fits(&self, open: &Gathered, record: &Record, send_before: Option<Instant>) -> bool {
         let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
         open.builder.estimated_bytes() <= room && open.is_as_urgent(send_before)
+    }
+
+    /// Buffer space that the records here hold.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -119,6 +126,7 @@ impl Batcher {
         if let Some(open) = &mut self.open {
             if let Some(placed) = open.push(record, timestamp_ms, held_bytes) {
                 open.send_before = open.send_before.min(send_before);
+                self.held_bytes += held_bytes;
                 return Ok(placed);
             }
             self.full.extend(self.open.take());
@@ -128,6 +136,7 @@ impl Batcher {
         let too_large = TooLarge { bytes: HEADER_BYTES + record.bytes_max(), limit };
         let placed = fresh.push(record, timestamp_ms, held_bytes).ok_or(too_large)?;
         self.open = Some(fresh);
+        self.held_bytes += held_bytes;
         Ok(placed)
     }
 
@@ -143,6 +152,7 @@ impl Batcher {
     pub(crate) fn take(&mut self) -> Option<Gathered> {
         let next = self.full.pop_front().or_else(|| self.open.take());
         self.expedite &= self.open.is_some();
+        self.held_bytes -= next.as_ref().map_or(0, |next| next.held_bytes);
         next
     }
 
@@ -154,6 +164,7 @@ impl Batcher {
         }
         expired.extend(self.open.take_if(|open| open.is_expired(now)));
         self.expedite &= self.open.is_some();
+        self.held_bytes -= expired.iter().map(|batch| batch.held_bytes).sum::<usize>();
         expired.into()
     }
 
@@ -318,6 +329,7 @@ mod tests {
                 placed.push(push(&mut batcher, size, start + Duration::from_millis(step)).expect("fits"));
             }
             let mut placed = placed.into_iter();
+            prop_assert_eq!(batcher.held_bytes(), sizes.iter().sum::<usize>());
             let (mut held, mut deadline) = (0, start);
             while let Some(batch) = batcher.take() {
                 let count = batch.builder.record_count();
@@ -330,7 +342,7 @@ mod tests {
                     prop_assert!(place.index == index && Arc::ptr_eq(&place.ticket, &batch.ticket));
                 }
             }
-            prop_assert!(placed.next().is_none());
+            prop_assert!(placed.next().is_none() && batcher.held_bytes() == 0);
             prop_assert_eq!(held, sizes.iter().sum::<usize>());
         }
     }

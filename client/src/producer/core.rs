@@ -8,7 +8,7 @@
 //! Whoever changes a shard pumps it: there is no task between a record and its stream.
 //!
 //! Invariants: locks are taken in the order shard, links, never two shards at once; outcomes are announced
-//! outside all locks; buffer permits held = bytes held by unfinished records.
+//! outside all locks; buffer permits held = bytes held by unfinished records (`room`).
 
 use std::{
     collections::HashMap,
@@ -19,28 +19,26 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{NodeId, PartitionId, Refusal, partition_of_key, v1};
+use busbar_proto::{NodeId, PartitionId, Refusal, v1};
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     alarm::Alarm,
     cluster::Cluster,
     context::metrics,
-    error::SendError,
+    destinations::{Destinations, Guards, Hold, Obstacle},
     partitioner::{Load, Sticky},
     producer::{
-        batcher::Times,
-        destinations::{Destinations, Guards, Hold, Obstacle},
         identity::Named,
         link::{Correlation, Link, Outgoing},
+        room::Room,
         sealed::SealedBatch,
         shard::{Clock, Ending, Finished, Shard},
         stats::Counters,
         ticket::Delivery,
         window::LinkId,
     },
-    record::Record,
     task::Tasks,
     watch::TopicWatch,
 };
@@ -55,6 +53,7 @@ const DOUBT_AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct CoreOptions {
     pub(crate) in_flight_max: usize,
     pub(crate) buffer_bytes: usize,
+    pub(crate) parked_bytes: usize,
     pub(crate) answer_timeout: Duration,
     pub(crate) batch_bytes: usize,
     pub(crate) guards: Guards,
@@ -66,20 +65,23 @@ pub(crate) struct Core {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) topic: Arc<TopicWatch>,
     pub(crate) tasks: Tasks,
-    pub(crate) buffer: Semaphore,
+    pub(super) room: Room,
     pub(crate) counters: Counters,
-    options: CoreOptions,
+    pub(super) options: CoreOptions,
     pub(super) shards: Box<[Mutex<Shard>]>,
     pub(super) links: Mutex<HashMap<NodeId, Arc<Link>>>,
-    pub(crate) destinations: Destinations,
+    /// The client's, or our own with guards of our own.
+    pub(crate) destinations: Arc<Destinations>,
     next_link: AtomicU64,
-    sticky: Sticky,
+    pub(super) sticky: Sticky,
     loads: Box<[Load]>,
     /// Milliseconds are counted from here.
     zero: Instant,
     pub(super) alarm: Alarm,
     /// Somebody is asking for a producer id.
     pub(super) identifying: AtomicBool,
+    /// A broker called a deadline passed a little early: whether its clock is off, the next one tells.
+    pub(super) doubted: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     pub(super) skewed: AtomicBool,
     pub(super) named: Option<Named>,
@@ -87,7 +89,7 @@ pub(crate) struct Core {
     pub(super) fenced: OnceLock<Refusal>,
     closed: AtomicBool,
     /// The topic is gone, and everything that was queued for it has been told.
-    gone: AtomicBool,
+    pub(super) gone: AtomicBool,
 }
 
 impl Core {
@@ -101,17 +103,21 @@ impl Core {
         let first = PartitionId::new((cluster.env.random() % u64::from(partitions)) as u32);
         Arc::new(Self {
             tasks: cluster.tasks.child(),
-            buffer: Semaphore::new(options.buffer_bytes),
+            room: Room::new(partitions, options.buffer_bytes, options.parked_bytes),
             counters: Counters::default(),
             shards: (0..partitions).map(|partition| Mutex::new(shard(PartitionId::new(partition)))).collect(),
             links: Mutex::default(),
-            destinations: Destinations::new(options.guards),
+            destinations: match options.guards == cluster.destinations.guards() {
+                true => cluster.destinations.clone(),
+                false => Arc::new(Destinations::new(options.guards)),
+            },
             next_link: AtomicU64::new(0),
             sticky: Sticky::new(first),
             loads: (0..partitions).map(|_| Load::default()).collect(),
             zero: cluster.env.now(),
             alarm: Alarm::new(cluster.env.now()),
             identifying: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
             named: options.named.clone(),
             fenced: OnceLock::new(),
@@ -138,69 +144,7 @@ impl Core {
     /// No record is taken from now on; calls of `send()` that wait for space end.
     pub(crate) fn refuse_records(&self) {
         self.closed.store(true, Ordering::Release);
-        self.buffer.close();
-    }
-
-    pub(crate) fn buffered_bytes(&self) -> u64 {
-        self.options.buffer_bytes.saturating_sub(self.buffer.available_permits()) as u64
-    }
-
-    /// Takes a record whose buffer space is reserved. On an error the space is given back.
-    pub(crate) fn enqueue(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
-        let placed = self.place(record, held_bytes);
-        match &placed {
-            Ok(_) => self.counters.taken(),
-            Err(_) => self.buffer.add_permits(held_bytes),
-        }
-        placed
-    }
-
-    fn place(self: &Arc<Self>, record: &Record, held_bytes: usize) -> Result<Delivery, SendError> {
-        let times = Times {
-            timestamp_ms: record.timestamp_ms.unwrap_or_else(|| self.cluster.env.unix_ms()),
-            send_before: record.send_before_ms.map(|deadline_ms| self.cluster.env.at_unix_ms(deadline_ms)),
-        };
-        let (mut partition, keyless) = self.choose(record)?;
-        let mut shard = self.shard(partition).lock();
-        if keyless && shard.batcher.begins_batch(record, times.send_before) && !self.sticky.may_begin(partition) {
-            drop(shard);
-            partition = self.move_on();
-            shard = self.shard(partition).lock();
-            self.sticky.may_begin(partition);
-        }
-        if self.is_closed() || self.is_fenced() {
-            return Err(self.closed());
-        }
-        if self.gone.load(Ordering::Acquire) {
-            return Err(SendError::TopicGone { topic: self.topic.name.to_string() });
-        }
-        let begins = shard.batcher.begins_batch(record, times.send_before);
-        let pushed = shard.batcher.push(record, times, held_bytes, || self.cluster.env.now());
-        let placed = pushed.map_err(|too_large| SendError::TooLarge {
-            topic: self.topic.name.to_string(),
-            bytes: too_large.bytes,
-            limit: too_large.limit,
-        })?;
-        self.load(partition).taken(held_bytes);
-        // Most records join a batch that waits for the window: nothing is to be done for them.
-        let now = self.cluster.env.now();
-        if begins || shard.batcher.is_ready(shard.window.len(), now) {
-            self.pump(&mut shard, now);
-        }
-        Ok(Delivery::new(placed.ticket, placed.index))
-    }
-
-    fn choose(&self, record: &Record) -> Result<(PartitionId, bool), SendError> {
-        let partitions = self.partitions();
-        match (record.partition, &record.key) {
-            (Some(partition), _) if partition >= partitions => {
-                let topic = self.topic.name.to_string();
-                Err(SendError::UnknownPartition { topic, partition, partitions })
-            }
-            (Some(partition), _) => Ok((PartitionId::new(partition), false)),
-            (None, Some(key)) => Ok((partition_of_key(key, partitions), false)),
-            (None, None) => Ok((self.sticky.current(), true)),
-        }
+        self.room.close();
     }
 
     pub(super) fn clock(&self, now: Instant) -> Clock {
@@ -208,26 +152,16 @@ impl Core {
         Clock { now, now_ms: env.unix_ms(), random: env.random() }
     }
 
-    fn move_on(&self) -> PartitionId {
-        let view = self.topic.view();
-        let now_ms = self.load_ms(self.cluster.env.now());
-        let cost = |partition: PartitionId| {
-            view.leader(partition)?;
-            self.load(partition).cost(self.options.batch_bytes, now_ms)
-        };
-        self.sticky.move_on(self.partitions(), self.cluster.env.random(), cost)
-    }
-
-    fn load(&self, partition: PartitionId) -> &Load {
+    pub(super) fn load(&self, partition: PartitionId) -> &Load {
         &self.loads[partition.get() as usize]
     }
 
-    fn load_ms(&self, now: Instant) -> u64 {
+    pub(super) fn load_ms(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.zero).as_millis() as u64
     }
 
     /// Panics never: a partition is checked where it comes in.
-    fn shard(&self, partition: PartitionId) -> &Mutex<Shard> {
+    pub(super) fn shard(&self, partition: PartitionId) -> &Mutex<Shard> {
         &self.shards[partition.get() as usize]
     }
 
@@ -237,6 +171,7 @@ impl Core {
         shard.window.tick(now);
         if self.is_fenced() {
             self.end_fenced(shard, now);
+            self.weigh(shard, now);
             return;
         }
         shard.fill_window(now);
@@ -248,11 +183,10 @@ impl Core {
             }
             let link = self.link_of(shard, node);
             let partition = shard.partition;
-            self.load(partition).hold_back(false);
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
             let correlation = Correlation { partition, attempt: flight.attempt_id() };
-            let request = self.request(correlation, &flight.batch, flight.deadlines.earliest());
+            let request = self.request(correlation, &flight.batch, self.told(flight.deadlines));
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
                 shard.link_lost(link.id, &link.closed(), self.clock(now));
@@ -262,10 +196,20 @@ impl Core {
         if shard.wants_identity() {
             self.identify();
         }
+        self.weigh(shard, now);
         self.alarm.set(shard.window.wake_at(self.options.answer_timeout));
         self.alarm.set(shard.window.sent_at().map(|sent| (sent + DOUBT_AFTER).max(now + DOUBT_AGAIN)));
         // A window that is closed now is opened by news, not by time: only the deadline matters then.
         self.alarm.set(shard.batcher.wake_at(if shard.window.may_admit() { shard.window.len() } else { usize::MAX }));
+    }
+
+    /// Notes whether a partition gets anything done, and what its records count for if it does not. After whatever
+    /// changes that.
+    pub(super) fn weigh(&self, shard: &mut Shard, now: Instant) {
+        shard.judge(now, DOUBT_AFTER);
+        self.load(shard.partition).hold_back(shard.stuck);
+        let stuck_with = shard.stuck.then(|| shard.held_bytes() as u64);
+        self.room.recount(shard.partition, &mut shard.counted_bytes, stuck_with);
     }
 
     /// Nothing is sent; once nothing is under way, the upkeep tells the rest.
@@ -289,7 +233,6 @@ impl Core {
     }
 
     fn hold(&self, shard: &mut Shard, obstacle: Obstacle, now: Instant) {
-        self.load(shard.partition).hold_back(true);
         if shard.park(obstacle, now) {
             tracing::debug!(partition = %shard.partition, %obstacle, "held back");
             self.counters.held(obstacle);
@@ -315,15 +258,18 @@ impl Core {
         link
     }
 
-    /// Looks after everything that time brings, and after news of leaders.
+    /// Looks after everything that time brings, and after news of leaders and of brokers, which other producers of the
+    /// client may bring.
     pub(crate) async fn upkeep(self: Arc<Self>) {
         let mut news = self.topic.subscribe();
+        let mut guards = self.destinations.subscribe();
         loop {
             self.sweep();
             tokio::select! {
                 () = self.alarm.wait() => {}
-                // Ends only with the topic's watch, which we hold.
+                // End only with the topic's watch and the guards, which we hold.
                 _ = news.changed() => {}
+                _ = guards.changed() => {}
             }
         }
     }
@@ -372,6 +318,7 @@ impl Core {
     fn give_up(&self) {
         // Before the round: a record that comes behind us is refused under its shard's lock.
         self.gone.store(true, Ordering::Release);
+        self.room.wake();
         self.end(&Ending::TopicGone);
     }
 
@@ -386,7 +333,11 @@ impl Core {
         let clock = self.clock(self.cluster.env.now());
         for shard in &self.shards {
             let mut finished = Vec::new();
-            shard.lock().abandon(ending, clock, &mut finished);
+            {
+                let mut shard = shard.lock();
+                shard.abandon(ending, clock, &mut finished);
+                self.weigh(&mut shard, clock.now);
+            }
             self.announce(finished);
         }
     }
@@ -403,7 +354,7 @@ impl Core {
             if let Some(took) = finished.answered_within {
                 self.load(finished.partition).acknowledged(took, self.load_ms(self.cluster.env.now()));
             }
-            self.buffer.add_permits(finished.held_bytes);
+            self.room.space.add_permits(finished.held_bytes);
             finished.ticket.resolve(finished.outcome);
         }
     }

@@ -121,7 +121,7 @@ impl Core {
     pub(super) fn fence(&self, refusal: Refusal) {
         if self.fenced.set(refusal).is_ok() {
             tracing::warn!(producer = ?self.named.as_ref().map(|named| &named.name), "another instance took over");
-            self.buffer.close();
+            self.room.close();
             self.alarm.ring();
         }
     }

@@ -6,41 +6,39 @@
 //! | `batcher` | records that gather (pure) |
 //! | `window` | batches under way: sequences, retries, order (pure) |
 //! | `shard` | one partition: batcher + window + leader |
-//! | `core` | all partitions, the buffer, the links; who calls whom |
+//! | `taking`, `room` | who waits for room; the buffer, and the share of it that stuck partitions may have |
+//! | `core` | all partitions, the links; who calls whom |
 //! | `link`, `answers` | one Publish stream; what comes back on it |
 //! | `identity` | the producer id |
-//! | `destinations` | the brokers: circuit breakers, retry budgets |
 //! | `sealed`, `ticket`, `stats` | a batch's bytes, its receipt, the counters |
 //! | `story`, `report` | what happened to a batch, while it happens and told in the end |
 
 mod answers;
 mod batcher;
 mod core;
-mod destinations;
 mod identity;
 mod link;
 mod report;
+mod room;
 mod sealed;
 mod shard;
 mod stats;
 pub(crate) mod story;
+mod taking;
 mod ticket;
 mod window;
 
 use std::{future::IntoFuture, sync::Arc, time::Duration};
 
 use busbar_proto::{PartitionId, TopicName, batch::Compression, filter::DigestNames, limits};
-use tokio::sync::{Semaphore, TryAcquireError};
 
 use self::{
     batcher::BatcherOptions,
     core::{Core, CoreOptions},
-    destinations::Guards,
     identity::Named,
     shard::{Shard, ShardOptions},
 };
 pub use self::{
-    destinations::BrokerStats,
     identity::LastStored,
     report::{Attempt, DeliveryReport, NextStep, Verdict},
     stats::ProducerStats,
@@ -51,6 +49,7 @@ use crate::{
     budget::RetryBudget,
     cluster::Cluster,
     context::spans::SendSpan,
+    destinations::{BrokerStats, Guards},
     error::{ClientError, DeliveryError, SendError, TrySendError},
     record::Record,
     task::Kind,
@@ -64,6 +63,7 @@ const BUFFER_BYTES_MIN: usize = 64 << 10;
 /// The semaphore counts in 32 bits.
 const BUFFER_BYTES_MAX: usize = u32::MAX as usize;
 const BATCH_BYTES_MIN: usize = 1 << 10;
+const PARKED_BYTES_MIN: usize = 1 << 10;
 const NAME_RULE: &str = "1 to 249 of a-z A-Z 0-9 . _ -, and neither \".\" nor \"..\"";
 /// Time for an answer before the stream is given up and opened anew.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,17 +106,24 @@ impl Drop for Handle {
 }
 
 impl Producer {
-    /// Takes a record; waits while the buffer is full. The receipt resolves when the record's fate is known.
+    /// Takes a record; waits while the buffer is full, or while the record's partition gets nothing done and the
+    /// records of such partitions have their share of it ([`ProducerBuilder::parked_bytes`]). The receipt resolves when
+    /// the record's fate is known.
     ///
-    /// Cancel safe: a record whose `send` was dropped while it waited is not sent.
+    /// Cancel safe: a record whose `send` was dropped while it waited is not sent. A record with a deadline of its own
+    /// waits no longer than that: its delivery then says so.
     ///
     /// # Errors
     /// [`SendError`]: closed, too large for the topic, or no such partition. The record will never be stored.
     pub async fn send(&self, record: impl Into<Record>) -> Result<Delivery, SendError> {
         let mut record = record.into();
         record.note_times(|| self.handle.core.cluster.time_ms_unless_wrong());
+        let begun = record.send_before_ms.map(|_| self.handle.core.cluster.env.now());
         let span = SendSpan::begin(self.topic(), &mut record);
-        match self.take(&record).await {
+        let taken = self.take(&record).await;
+        // There was no room for it in its own time.
+        let taken = taken.and_then(|taken| taken.map_or_else(|| self.handle.core.never_taken(&record, begun), Ok));
+        match taken {
             Ok(delivery) => Ok(delivery.traced(span)),
             Err(error) => {
                 span.refused(&error);
@@ -125,7 +132,23 @@ impl Producer {
         }
     }
 
-    /// Takes a record if there is buffer space now, and gives it back if not.
+    /// As [`Self::send`]; `None` when the record's own deadline passed before there was room for it.
+    pub(crate) async fn send_in_time(&self, mut record: Record) -> Result<Option<Delivery>, SendError> {
+        let span = SendSpan::begin(self.topic(), &mut record);
+        match self.take(&record).await {
+            Ok(Some(delivery)) => Ok(Some(delivery.traced(span))),
+            Ok(None) => {
+                span.take_back(&mut record);
+                Ok(None)
+            }
+            Err(error) => {
+                span.refused(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a record if there is room for it now, and gives it back if not.
     ///
     /// # Errors
     /// [`TrySendError::Full`] with the record, or the same as [`Self::send`].
@@ -134,7 +157,8 @@ impl Producer {
         let as_given = (record.headers.len(), record.deliver_at, record.expires_at);
         record.note_times(|| self.handle.core.cluster.time_ms_unless_wrong());
         let span = SendSpan::begin(self.topic(), &mut record);
-        match self.try_take(&record) {
+        let held_bytes = self.held_bytes(&record);
+        match held_bytes.and_then(|held_bytes| self.handle.core.take_now(&record, held_bytes)) {
             Ok(Some(delivery)) => Ok(delivery.traced(span)),
             Ok(None) => {
                 span.take_back(&mut record);
@@ -179,10 +203,11 @@ impl Producer {
     /// What it has done so far.
     pub fn stats(&self) -> ProducerStats {
         let core = &self.handle.core;
-        core.counters.read(core.buffered_bytes())
+        core.counters.read(core.room.used(), core.room.parked())
     }
 
-    /// How the brokers that it has sent to fare.
+    /// How the brokers fare that were sent to by this producer, or by another one with the same guards: those with
+    /// default settings share them with all others of their client.
     pub fn brokers(&self) -> Vec<BrokerStats> {
         let core = &self.handle.core;
         core.destinations.stats(core.cluster.env.now())
@@ -232,35 +257,9 @@ impl Producer {
         self.handle.core.partitions()
     }
 
-    async fn take(&self, record: &Record) -> Result<Delivery, SendError> {
+    async fn take(&self, record: &Record) -> Result<Option<Delivery>, SendError> {
         let held_bytes = self.held_bytes(record)?;
-        let buffer = &self.handle.core.buffer;
-        match buffer.try_acquire_many(held_bytes) {
-            Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(self.handle.core.closed()),
-            Err(TryAcquireError::NoPermits) => self.wait_for_space(buffer, held_bytes).await?,
-        }
-        self.handle.core.enqueue(record, held_bytes as usize)
-    }
-
-    /// `None` when there is no space now.
-    fn try_take(&self, record: &Record) -> Result<Option<Delivery>, SendError> {
-        let held_bytes = self.held_bytes(record)?;
-        match self.handle.core.buffer.try_acquire_many(held_bytes) {
-            Ok(space) => space.forget(),
-            Err(TryAcquireError::Closed) => return Err(self.handle.core.closed()),
-            Err(TryAcquireError::NoPermits) => return Ok(None),
-        }
-        self.handle.core.enqueue(record, held_bytes as usize).map(Some)
-    }
-
-    async fn wait_for_space(&self, buffer: &Semaphore, held_bytes: u32) -> Result<(), SendError> {
-        let core = &self.handle.core;
-        let begun = core.cluster.env.now();
-        let space = buffer.acquire_many(held_bytes).await.map_err(|_| core.closed())?;
-        space.forget();
-        core.counters.waited(core.cluster.env.now() - begun);
-        Ok(())
+        self.handle.core.take(record, held_bytes).await
     }
 
     /// Buffer space for a record. One that no batch could hold is refused before it waits for space.
@@ -288,6 +287,7 @@ pub struct ProducerBuilder {
     in_flight: usize,
     eager_batches: usize,
     buffer_bytes: usize,
+    parked_bytes: Option<usize>,
     delivery_timeout: Duration,
     answer_timeout: Duration,
     guards: Guards,
@@ -306,12 +306,10 @@ impl ProducerBuilder {
             in_flight: IN_FLIGHT_MAX,
             eager_batches: 1,
             buffer_bytes: 32 << 20,
+            parked_bytes: None,
             delivery_timeout: Duration::from_secs(30),
             answer_timeout: ANSWER_TIMEOUT,
-            guards: Guards {
-                retry_budget: Some(RetryBudget::default()),
-                circuit_breaker: Some(CircuitBreaker::default()),
-            },
+            guards: Guards::default(),
             digest: DigestNames::EVENTS.map(str::to_owned).into(),
         }
     }
@@ -372,6 +370,16 @@ impl ProducerBuilder {
         self
     }
 
+    /// Bytes of the buffer that records of partitions may take which get nothing done, all of these together: behind an
+    /// open circuit breaker or a spent retry budget, without a leader, between two attempts, or unanswered for a second.
+    /// A record beyond that waits in `send` (`try_send` gives it back), so that records for other partitions still pass;
+    /// those without a key go elsewhere anyway. Default: half of [`Self::buffer_bytes`]; all of it turns the bound off. A
+    /// topic with one partition has none.
+    pub fn parked_bytes(mut self, parked_bytes: usize) -> Self {
+        self.parked_bytes = Some(parked_bytes);
+        self
+    }
+
     /// Time from a batch's first record until its fate is decided, retries included. Default 30 s.
     pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
         self.delivery_timeout = timeout;
@@ -386,7 +394,8 @@ impl ProducerBuilder {
 
     /// How many batches may be sent again to one broker; `None` = any number. What is over it waits. A batch that
     /// goes to a node for the first time, as after an election, is no retry. Default: 10 a second, and 20 for each
-    /// hundred batches sent.
+    /// hundred batches sent, shared by all producers of the client that have default guards; a producer with settings
+    /// of its own counts alone, for itself and its clones.
     pub fn retry_budget(mut self, budget: impl Into<Option<RetryBudget>>) -> Self {
         self.guards.retry_budget = budget.into();
         self
@@ -394,7 +403,8 @@ impl ProducerBuilder {
 
     /// When batches are held back from a broker or a partition that fails; `None` = never. They wait for it to
     /// recover until their delivery timeout, without attempts. Default: after 5 failures in a row, or when half of
-    /// 20 or more answers within 10 s were failures.
+    /// 20 or more answers within 10 s were failures. Shared as [`Self::retry_budget`]; a partition's breaker is the
+    /// producer's own.
     pub fn circuit_breaker(mut self, breaker: impl Into<Option<CircuitBreaker>>) -> Self {
         self.guards.circuit_breaker = breaker.into();
         self
@@ -408,8 +418,8 @@ impl ProducerBuilder {
     pub async fn build(self) -> Result<Producer, ClientError> {
         self.check()?;
         let Self { cluster, topic, name, linger, batch_bytes, compression, .. } = self;
-        let Self { in_flight, eager_batches, buffer_bytes, delivery_timeout, answer_timeout, guards, digest, .. } =
-            self;
+        let Self { in_flight, eager_batches, buffer_bytes, parked_bytes, delivery_timeout, answer_timeout, .. } = self;
+        let Self { guards, digest, .. } = self;
         let digest = DigestNames::new(digest.iter().map(String::as_str))?;
         let topic = TopicWatch::open(&cluster, &topic).await?;
         let batch_bytes_max = topic.view().batch_bytes_max;
@@ -427,12 +437,13 @@ impl ProducerBuilder {
             Some(named) => Some(named.claim(&cluster, None).await?),
             None => None,
         };
+        let parked_bytes = parked_bytes.unwrap_or(buffer_bytes / 2);
+        let in_flight_max = in_flight;
         let options =
-            CoreOptions { in_flight_max: in_flight, buffer_bytes, answer_timeout, batch_bytes, guards, named };
+            CoreOptions { in_flight_max, buffer_bytes, parked_bytes, answer_timeout, batch_bytes, guards, named };
         let name = topic.name.clone();
         let (circuit_breaker, now) = (guards.circuit_breaker, cluster.env.now());
-        let shard_options =
-            ShardOptions { batching, in_flight_max: in_flight, circuit_breaker, named: identity.is_some(), now };
+        let shard_options = ShardOptions { batching, in_flight_max, circuit_breaker, named: identity.is_some(), now };
         let core = Core::new(cluster, topic, options, |partition| {
             let mut shard = Shard::new(name.clone(), partition, shard_options.clone());
             if let Some(identity) = identity {
@@ -455,6 +466,9 @@ impl ProducerBuilder {
         in_range("batch_bytes", self.batch_bytes, "1 KiB to 8 MiB", batch_range.contains(&self.batch_bytes))?;
         let buffer_range = BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX;
         in_range("buffer_bytes", self.buffer_bytes, "64 KiB to 4 GiB", buffer_range.contains(&self.buffer_bytes))?;
+        let parked_bytes = self.parked_bytes.unwrap_or(self.buffer_bytes);
+        let parked_range = PARKED_BYTES_MIN..=self.buffer_bytes;
+        in_range("parked_bytes", parked_bytes, "1 KiB to buffer_bytes", parked_range.contains(&parked_bytes))?;
         if let Some(name) = self.name.as_deref().filter(|name| name.parse::<TopicName>().is_err()) {
             return Err(ClientError::InvalidOption { option: "name", found: format!("{name:?}"), rule: NAME_RULE });
         }

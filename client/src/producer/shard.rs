@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use crate::{
     breaker::{Breaker, CircuitBreaker, Failure},
+    destinations::{Obstacle, Word, word_on_partition},
     error::DeliveryError,
     producer::{
         batcher::{Batcher, BatcherOptions, Gathered},
-        destinations::{Obstacle, Word, word_on_partition},
         link::Link,
         report::DeliveryReport,
         sealed::SealedBatch,
@@ -42,6 +42,10 @@ pub(crate) struct Shard {
     pub(crate) breaker: Option<Breaker>,
     /// What keeps it from sending, and since when.
     pub(crate) parked: Option<(Obstacle, Instant)>,
+    /// It gets nothing done: since something kept it from that, and until something is acknowledged.
+    pub(crate) stuck: bool,
+    /// What its records count for among those of stuck partitions.
+    pub(crate) counted_bytes: u64,
     /// What the last failure was, for the report of a batch that fails in the end.
     pub(crate) last: Option<Refusal>,
 }
@@ -115,6 +119,8 @@ impl Shard {
             epoch: 0,
             breaker: circuit_breaker.map(|policy| Breaker::new(policy, now)),
             parked: None,
+            stuck: false,
+            counted_bytes: 0,
             link: None,
             last: None,
         }
@@ -199,6 +205,19 @@ impl Shard {
         self.window.needs_identity() && !self.is_empty()
     }
 
+    /// Decides whether it is stuck; an answer that is overdue by `patience` is none.
+    pub(crate) fn judge(&mut self, now: Instant, patience: Duration) {
+        let waits_to_try_again = !self.window.is_steady() && !self.window.needs_identity();
+        let held_back = self.parked.is_some() || self.leader.is_none() || waits_to_try_again;
+        let unanswered = self.window.overdue(now, patience).is_some();
+        self.stuck = !self.is_empty() && (self.stuck || held_back || unanswered);
+    }
+
+    /// Buffer space that its unfinished records hold.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.batcher.held_bytes() + self.window.flights().map(|flight| flight.batch.held_bytes).sum::<usize>()
+    }
+
     /// Whether nothing is unfinished.
     pub(crate) fn is_empty(&self) -> bool {
         self.batcher.is_empty() && self.window.len() == 0
@@ -215,7 +234,7 @@ impl Shard {
             breaker.succeeded(clock.now);
         }
         let flight = self.window.acknowledged(attempt, clock.now)?;
-        self.last = None;
+        (self.last, self.stuck) = (None, false);
         let SealedBatch { ticket, held_bytes, records, diary, .. } = flight.batch;
         let retried = diary.is_retry(None);
         let report = diary.stored(base.get(), duplicate, self.epilogue(clock));
@@ -327,6 +346,23 @@ impl Shard {
         let report = diary.failed(self.epilogue(clock));
         let (partition, outcome, records) = (self.partition, Err(error(report)), builder.record_count());
         Finished { partition, answered_within: None, retried: false, ticket, outcome, held_bytes, records }
+    }
+
+    /// A record that there was no room for before its own deadline.
+    pub(crate) fn never_taken(&self, begun: Instant, clock: Clock) -> Finished {
+        let Self { topic, partition, last, .. } = self;
+        let why = match (&self.parked, last) {
+            (Some((obstacle, _)), _) => obstacle.to_string(),
+            (None, Some(last)) => format!("last: {last}"),
+            (None, None) => "the producer's buffer is full".to_owned(),
+        };
+        let message =
+            format!("partition {partition} of {topic:?}: no room for the record before its own deadline: {why}");
+        let refusal = Refusal::new(Reason::DeadlineExceeded, message);
+        let report = Diary::new(begun).failed(self.epilogue(clock));
+        let (ticket, outcome) = (Arc::default(), Err(DeliveryError::Rejected { refusal, report }));
+        let (partition, answered_within) = (self.partition, None);
+        Finished { partition, answered_within, retried: false, ticket, outcome, held_bytes: 0, records: 1 }
     }
 
     fn note_parking(&self, diary: &mut Diary, now: Instant) {

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::producer::{destinations::Obstacle, shard::Finished, ticket::Stored};
+use crate::{
+    destinations::Obstacle,
+    producer::{shard::Finished, ticket::Stored},
+};
 
 /// What a producer has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,11 +30,15 @@ pub struct ProducerStats {
     pub parked: u64,
     /// Times that a partition's retries were held back by a spent retry budget.
     pub retries_held: u64,
-    /// Times that a broker's circuit breaker opened.
+    /// Times that a failure of this producer's opened a broker's circuit breaker.
     pub breakers_opened: u64,
     /// Bytes of buffer that unfinished records hold now.
     pub buffered_bytes: u64,
-    /// Time that calls of `send()` have spent waiting for buffer space, together.
+    /// Of these: bytes of records whose partition gets nothing done now (see [`ProducerBuilder::parked_bytes`]).
+    ///
+    /// [`ProducerBuilder::parked_bytes`]: crate::ProducerBuilder::parked_bytes
+    pub parked_bytes: u64,
+    /// Time that calls of `send()` have spent waiting for room, together.
     pub waited: Duration,
 }
 
@@ -88,7 +95,7 @@ impl Counters {
         self.waited_us.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    pub(crate) fn read(&self, buffered_bytes: u64) -> ProducerStats {
+    pub(crate) fn read(&self, buffered_bytes: u64, parked_bytes: u64) -> ProducerStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ProducerStats {
             records: read(&self.records),
@@ -101,6 +108,7 @@ impl Counters {
             retries_held: read(&self.retries_held),
             breakers_opened: read(&self.breakers_opened),
             buffered_bytes,
+            parked_bytes,
             waited: Duration::from_micros(read(&self.waited_us)),
         }
     }

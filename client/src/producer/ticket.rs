@@ -57,6 +57,11 @@ impl Delivery {
         self
     }
 
+    /// Another receipt of the same record.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.ticket.clone(), self.index)
+    }
+
     /// The outcome, if it is known already.
     pub fn outcome(&self) -> Option<Result<Delivered, DeliveryError>> {
         self.ticket.outcome.get().map(|outcome| self.place(outcome))

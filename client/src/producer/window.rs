@@ -97,7 +97,7 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     /// From then on no broker stores a copy that is still on its way.
-    fn copies_until(&self) -> Instant {
+    pub(crate) fn copies_until(&self) -> Instant {
         self.send_before.map_or(self.delivery, |send_before| self.delivery.min(send_before + CLOCKS_APART))
     }
 

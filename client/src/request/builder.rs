@@ -1,18 +1,22 @@
-//! Options of a [`Requester`].
+//! Options of a [`Requester`] and of a [`Responder`].
 
 use std::sync::Arc;
 
 use busbar_proto::limits;
 
 use super::{
-    reading, reply_topic,
+    reading,
+    replier::Replier,
+    reply_topic,
     requester::{Core, Parts, Requester},
+    responder::{Responder, Source},
 };
 use crate::{
     admin::TopicOptions,
     cluster::Cluster,
     consumer::{ConsumerBuilder, StartAt},
     error::ClientError,
+    group::{DeadLetter, GroupBuilder},
     producer::{Producer, ProducerBuilder},
     task::Kind,
 };
@@ -118,5 +122,105 @@ impl RequesterBuilder {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Options of a [`Responder`]; `build` makes it.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct ResponderBuilder {
+    cluster: Arc<Cluster>,
+    topic: String,
+    from: StartAt,
+    partitions: Option<Vec<u32>>,
+    credit_bytes: Option<usize>,
+    group: Option<GroupBuilder>,
+}
+
+impl ResponderBuilder {
+    pub(crate) fn new(cluster: Arc<Cluster>, topic: String) -> Self {
+        Self { cluster, topic, from: StartAt::Latest, partitions: None, credit_bytes: None, group: None }
+    }
+
+    /// Shares the requests with the other responders of this group: each is answered by one of them, acknowledged once
+    /// its reply is stored, and delivered again, perhaps to another, if that does not come to pass. One that is not
+    /// answered in 5 deliveries is given up and counted ([`GroupStats::dropped`](crate::GroupStats::dropped)), as nobody
+    /// waits any more; see [`Self::group_with`] for other rules. Default: none, each responder answers every request.
+    ///
+    /// ```no_run
+    /// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut responder = client.responder("prices").group("pricing").build().await?;
+    /// while let Some(request) = responder.next().await? {
+    ///     request.reply("12.50").await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn group(self, group: impl Into<String>) -> Self {
+        self.group_with(group, |options| options)
+    }
+
+    /// As [`Self::group`], with options of the group's consumer: lease, deliveries, dead letters, the member's name.
+    ///
+    /// ```no_run
+    /// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// let slow = client.responder("prices").group_with("pricing", |group| group.lease(Duration::from_secs(300)));
+    /// let mut responder = slow.build().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn group_with(mut self, group: impl Into<String>, options: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Self {
+        let group = GroupBuilder::new(self.cluster.clone(), group.into()).dead_letter(DeadLetter::Off);
+        self.group = Some(options(group.topics([self.topic.clone()])));
+        self
+    }
+
+    /// Where to begin in every partition; with a group, in those that it has not begun with. Default: latest, as nobody
+    /// waits for replies to what is old.
+    pub fn from(mut self, from: StartAt) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// The partitions to read; not with a group, which shares them itself. Default: all.
+    pub fn partitions(mut self, partitions: impl Into<Vec<u32>>) -> Self {
+        self.partitions = Some(partitions.into());
+        self
+    }
+
+    /// Bytes of requests received and not read yet (with a group: not replied to). Default 8 MiB.
+    pub fn credit_bytes(mut self, credit_bytes: usize) -> Self {
+        self.credit_bytes = Some(credit_bytes);
+        self
+    }
+
+    /// Looks the topic up and begins to read: what is published after that is answered.
+    ///
+    /// # Errors
+    /// As [`ConsumerBuilder::build`], or as [`GroupBuilder::build`] with a group; partitions and a group.
+    pub async fn build(self) -> Result<Responder, ClientError> {
+        let Self { cluster, topic, from, partitions, credit_bytes, group } = self;
+        let replier = Replier::new(cluster.clone());
+        let Some(mut group) = group else {
+            let mut consumer = ConsumerBuilder::new(cluster, topic).from(from);
+            if let Some(partitions) = partitions {
+                consumer = consumer.partitions(partitions);
+            }
+            if let Some(credit_bytes) = credit_bytes {
+                consumer = consumer.credit_bytes(credit_bytes);
+            }
+            return Ok(Responder::new(Source::All(Box::new(consumer.build().await?)), replier));
+        };
+        if let Some(partitions) = partitions {
+            let (found, rule) = (format!("{partitions:?}"), "none with a group, which shares the partitions itself");
+            return Err(ClientError::InvalidOption { option: "partitions", found, rule });
+        }
+        group = group.from(from);
+        if let Some(credit_bytes) = credit_bytes {
+            group = group.credit_bytes(credit_bytes);
+        }
+        let consumer = group.build().await?;
+        consumer.begun().await?;
+        Ok(Responder::new(Source::Group(Box::new(consumer)), replier))
     }
 }

@@ -1,9 +1,12 @@
 //! What can go wrong with a request or a reply. Each answers two questions: may the same be tried again, and is it
 //! certain that nothing was stored?
 
+use busbar_proto::Reason;
+
 use crate::{
     consumer::ConsumedRecord,
     error::{ClientError, ConsumeError, SendError},
+    group::GroupError,
     request::report::RequestReport,
 };
 
@@ -67,6 +70,59 @@ impl RequestError {
     }
 }
 
+/// Requests can't be read as things are.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResponderError {
+    /// A partition can't be read without somebody doing something; the others are read on.
+    #[error(transparent)]
+    Consume(#[from] ConsumeError),
+    /// The responder is not in its group any more.
+    #[error(transparent)]
+    Group(GroupError),
+}
+
+impl From<GroupError> for ResponderError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::Consume(error) => Self::Consume(error),
+            error => Self::Group(error),
+        }
+    }
+}
+
+impl ResponderError {
+    /// Whether going on may help without anyone doing something.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Consume(error) => error.is_retryable(),
+            Self::Group(error) => error.is_retryable(),
+        }
+    }
+
+    /// Whether it is certain that nothing was changed.
+    pub fn has_no_side_effects(&self) -> bool {
+        match self {
+            Self::Consume(_) => true,
+            Self::Group(error) => error.has_no_side_effects(),
+        }
+    }
+
+    /// The broker's reason, where a broker refused.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Consume(ConsumeError::Refused { refusal, .. }) => Some(refusal.reason),
+            Self::Consume(_) => None,
+            Self::Group(error) => error.reason(),
+        }
+    }
+
+    /// Whether no other call will do better.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Group(_)) || self.reason() == Some(Reason::UnknownTopic)
+    }
+}
+
 /// A reply was not taken.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -100,6 +156,12 @@ impl ReplyError {
             Self::Topic { source, .. } => source.is_retryable(),
             Self::NotAsked | Self::Address(_) | Self::Send(_) | Self::Closed => false,
         }
+    }
+
+    /// Whether there is no place where the reply could ever go.
+    pub(super) fn is_hopeless(&self) -> bool {
+        matches!(self, Self::NotAsked | Self::Address(_))
+            || (matches!(self, Self::Topic { .. }) && !self.is_retryable())
     }
 
     /// Always: a reply that was not taken is not stored.

@@ -5,7 +5,7 @@
 //! | `busbar-correlation-id` | both | names the request; a responder gives it back as it was |
 //! | `busbar-reply-to` | request | the topic of the reply |
 //! | `busbar-reply-partition` | request | the partition of the reply, decimal; without it any |
-//! | `busbar-reply-before` | request | milliseconds since the Unix epoch after which nobody waits any more, decimal |
+//! | `busbar-deadline` | request | milliseconds since the Unix epoch after which nobody waits any more, decimal; as any record's ([`Record::deadline`]) |
 //! | `busbar-reply-error` | reply | why there is no proper reply; text |
 //!
 //! Invariant: of several headers of one name the last counts, so what is appended here overrules what a record had.
@@ -20,7 +20,6 @@ use crate::{consumer::ConsumedRecord, record::Record};
 const CORRELATION: &str = "busbar-correlation-id";
 const REPLY_TO: &str = "busbar-reply-to";
 const REPLY_PARTITION: &str = "busbar-reply-partition";
-const REPLY_BEFORE: &str = "busbar-reply-before";
 const REPLY_ERROR: &str = "busbar-reply-error";
 
 /// Names a request: the requester by a number that chance drew, and the requester's own count.
@@ -63,12 +62,12 @@ fn hex(digits: &[u8]) -> Option<u64> {
 }
 
 /// Makes a request of a record.
-pub(crate) fn ask(record: &mut Record, correlation: Correlation, reply_to: &str, partition: u32, before_ms: i64) {
+pub(crate) fn ask(record: &mut Record, correlation: Correlation, reply_to: &str, partition: u32, deadline_ms: i64) {
     let mut put = |name: &str, value: String| record.headers.push((name.to_owned(), Bytes::from(value)));
     put(CORRELATION, correlation.to_string());
     put(REPLY_TO, reply_to.to_owned());
     put(REPLY_PARTITION, partition.to_string());
-    put(REPLY_BEFORE, before_ms.to_string());
+    record.set_deadline_ms(deadline_ms);
 }
 
 /// Where the reply to a record goes.
@@ -115,11 +114,6 @@ impl ReplyAddress {
         let correlation = self.correlation.map(|correlation| (CORRELATION.to_owned(), correlation));
         record.headers.extend(correlation);
     }
-}
-
-/// Milliseconds since the Unix epoch until which somebody waits for the reply to a record.
-pub(crate) fn reply_before_ms(record: &ConsumedRecord) -> Option<u64> {
-    decimal(record.header(REPLY_BEFORE)?)
 }
 
 /// Which request a record replies to.

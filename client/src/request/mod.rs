@@ -11,7 +11,7 @@
 //! | `headers` | the words on the wire: who asks, where the reply goes, until when (pure) |
 //! | `pending` | which requests wait for a reply, and whose a reply is (pure) |
 //! | `requester`, `reading` | sending, waiting, deadlines; the task that reads replies |
-//! | `builder`, `reply_topic` | options of a requester; finding or making the topic of its replies |
+//! | `builder`, `reply_topic` | options of requesters and responders; finding or making the topic of replies |
 //! | `report`, `error` | what became of a request |
 //! | `replier` | producers of replies, one a reply topic |
 //! | `responder` | consumer and replier in one |
@@ -30,10 +30,10 @@ mod requester;
 mod responder;
 
 pub use self::{
-    builder::RequesterBuilder,
-    error::{ReplyError, RequestError},
+    builder::{RequesterBuilder, ResponderBuilder},
+    error::{ReplyError, RequestError, ResponderError},
     replier::{Replier, ReplierStats},
     report::{RequestFate, RequestReport},
     requester::{Requester, RequesterStats},
-    responder::{Request, Responder, ResponderBuilder},
+    responder::{Request, Responder},
 };

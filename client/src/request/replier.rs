@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,6 +25,7 @@ use crate::{
     cluster::Cluster,
     consumer::ConsumedRecord,
     error::{DeliveryError, SendError},
+    group::SettleError,
     producer::{Delivery, Producer, ProducerBuilder},
     record::Record,
     task::{Kind, Tasks},
@@ -133,6 +135,15 @@ impl Replier {
 
     pub(super) fn cluster(&self) -> &Cluster {
         &self.core.cluster
+    }
+
+    /// Settles a request in the background.
+    pub(super) fn settle(&self, settling: impl Future<Output = Result<(), SettleError>> + Send + 'static) {
+        self.core.tasks.spawn(Kind::SettleRequest, async move {
+            if let Err(late) = settling.await {
+                tracing::debug!(%late, "a request was replied to, and is delivered again");
+            }
+        });
     }
 
     /// Whether a record asks for a reply.

@@ -238,8 +238,9 @@ impl Requester {
         Self { handle: Arc::new(Handle { core, producer, owned }) }
     }
 
-    /// Publishes a request and waits for its reply, at most `within` (a day at most); then the error says how far the
-    /// request came. While too many requests wait, or the producer's buffer is full, it waits for room first; that
+    /// Publishes a request and waits for its reply, at most `within` (a day at most) and not beyond the record's own
+    /// deadline ([`Record::deadline`], as inherited from what caused it); then the error says how far the request came.
+    /// While too many requests wait, or the producer's buffer is full, it waits for room first; that
     /// counts.
     ///
     /// Cancel safe in this sense: a call that is dropped hands nothing out later. Its request may be stored all the
@@ -250,7 +251,10 @@ impl Requester {
     pub async fn request(&self, record: impl Into<Record>, within: Duration) -> Result<ConsumedRecord, RequestError> {
         let core = &*self.handle.core;
         let begun = core.cluster.env.now();
-        let within = within.min(WAIT_MAX);
+        let mut record = record.into();
+        let env = &core.cluster.env;
+        let own = record.deadline_ms().map(|deadline_ms| env.at_unix_ms(deadline_ms).saturating_duration_since(begun));
+        let within = own.map_or(within, |own| own.min(within)).min(WAIT_MAX);
         let deadline = begun + within;
         core.counters.requests.fetch_add(1, Ordering::Relaxed);
         let place = match timeout_at(deadline, core.places.acquire()).await {
@@ -259,13 +263,12 @@ impl Requester {
             Err(_) => return Err(core.late(None, begun, RequestFate::NoPlace)),
         };
         let waiting = core.begin(place)?;
-        let mut record = record.into();
         self.address(&mut record, waiting.correlation, deadline, within);
-        let delivery = match timeout_at(deadline, self.handle.producer.send(record)).await {
-            Ok(Ok(delivery)) => delivery,
+        let delivery = match timeout_at(deadline, self.handle.producer.send_in_time(record)).await {
+            Ok(Ok(Some(delivery))) => delivery,
             Ok(Err(SendError::Closed)) => return Err(core.ended()),
             Ok(Err(refused)) => return Err(refused.into()),
-            Err(_) => return Err(core.late(Some(waiting.correlation), begun, RequestFate::NoBuffer)),
+            Ok(Ok(None)) | Err(_) => return Err(core.late(Some(waiting.correlation), begun, RequestFate::NoBuffer)),
         };
         wait(waiting, delivery, begun, deadline).await
     }
@@ -275,6 +278,7 @@ impl Requester {
         let unix_ms = |at: Instant| i64::try_from(core.cluster.env.unix_ms_at(at)).unwrap_or(i64::MAX);
         let last_moment = unix_ms(deadline - LAST_MOMENT.min(within / 10));
         record.send_before_ms = Some(record.send_before_ms.map_or(last_moment, |own| own.min(last_moment)));
+        // The earlier of both counts for sending.
         headers::ask(record, correlation, &core.reply_topic, core.reply_partition, unix_ms(deadline));
     }
 

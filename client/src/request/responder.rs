@@ -1,35 +1,28 @@
 //! Answering: [`Responder`] reads requests and replies to them.
 //!
-//! Invariant: a request that is handed out is replied to only by whoever has it; dropping it replies nothing.
+//! Invariants: a request that is handed out is replied to only by whoever has it; dropping it replies nothing. One of a
+//! group is acknowledged once its reply is stored, and not before; dropped without a reply, it is delivered again.
 
-use std::{
-    fmt::Display,
-    future::Future,
-    ops::Deref,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt::Display, future::Future, ops::Deref, sync::Arc, time::SystemTime};
 
-use busbar_proto::Reason;
 use futures::{StreamExt, stream::FuturesUnordered};
+use parking_lot::Mutex;
 
 use super::{
-    error::ReplyError,
-    headers,
+    error::{ReplyError, ResponderError},
     replier::{Replier, ReplierStats},
 };
 use crate::{
-    cluster::Cluster,
-    consumer::{ConsumedRecord, Consumer, ConsumerBuilder, StartAt},
-    error::{ClientError, ConsumeError, DeliveryError},
+    consumer::{ConsumedRecord, Consumer},
+    error::DeliveryError,
+    group::{GroupConsumer, Received},
     producer::Delivery,
     record::Record,
     retry::{Backoff, BackoffPolicy},
 };
 
-/// Reads the requests of a topic and replies to them. Without a group, each responder gets every request: give
-/// responders that share the work different partitions, or read with a group and reply with a
-/// [`Replier`](super::Replier).
+/// Reads the requests of a topic and replies to them. Without a group, each responder gets every request; those of one
+/// group ([`ResponderBuilder::group`](super::ResponderBuilder::group)) share them, and each request is answered by one.
 ///
 /// ```no_run
 /// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -46,10 +39,19 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct Responder {
-    consumer: Consumer,
+    source: Source,
     replier: Replier,
     /// Records read that ask for no reply.
     not_asked: u64,
+}
+
+/// Where requests come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// Every request.
+    All(Box<Consumer>),
+    /// This member's share.
+    Group(Box<GroupConsumer>),
 }
 
 /// A record that asks for a reply. Reads as a [`ConsumedRecord`].
@@ -57,6 +59,8 @@ pub struct Responder {
 pub struct Request {
     record: Arc<ConsumedRecord>,
     replier: Replier,
+    /// Of a group, until its reply settles it.
+    unsettled: Option<Arc<Mutex<Option<Received>>>>,
 }
 
 impl Deref for Request {
@@ -68,45 +72,111 @@ impl Deref for Request {
 }
 
 impl Request {
-    /// Replies; as [`Replier::reply`]. A second reply would count as late.
-    ///
-    /// # Errors
-    /// The request names a topic where no reply can go.
-    pub async fn reply(&self, reply: impl Into<Record>) -> Result<Delivery, ReplyError> {
-        self.replier.reply(&self.record, reply).await
+    fn of_group(received: Received, replier: Replier) -> Self {
+        let record = received.record().clone();
+        Self { record, replier, unsettled: Some(Arc::new(Mutex::new(Some(received)))) }
     }
 
-    /// Replies that there is no proper reply, and why; as [`Replier::fail`].
+    /// Replies; as [`Replier::reply`]. A second reply would count as late. A request of a group is acknowledged once its
+    /// reply is stored, also when nobody awaits the receipt, and delivered again if it can't be.
+    ///
+    /// # Errors
+    /// The request names a topic where no reply can go; of a group, it is rejected then.
+    pub async fn reply(&self, reply: impl Into<Record>) -> Result<Delivery, ReplyError> {
+        let sent = self.replier.reply(&self.record, reply).await;
+        self.settle(&sent);
+        sent
+    }
+
+    /// Replies that there is no proper reply, and why; as [`Replier::fail`]. That is an answer, too: a request of a group
+    /// is acknowledged once it is stored.
     ///
     /// # Errors
     /// As [`Self::reply`].
     pub async fn fail(&self, message: &str) -> Result<Delivery, ReplyError> {
-        self.replier.fail(&self.record, message).await
+        let sent = self.replier.fail(&self.record, message).await;
+        self.settle(&sent);
+        sent
     }
 
-    /// After that nobody waits for the reply, by the requester's clock. To be trusted as far as the clocks agree.
+    /// Which delivery of the request this is, from 1: more for a request of a group that was not answered before.
+    pub fn attempt(&self) -> u32 {
+        let unsettled = self.unsettled.as_ref().map(|unsettled| unsettled.lock());
+        unsettled.and_then(|unsettled| unsettled.as_ref().map(Received::attempt)).unwrap_or(1)
+    }
+
+    /// Settles a request of a group as its reply turns out.
+    fn settle(&self, sent: &Result<Delivery, ReplyError>) {
+        let Some(unsettled) = &self.unsettled else { return };
+        let settled = match sent {
+            Ok(delivery) => {
+                let Some(received) = unsettled.lock().take() else { return };
+                let delivery = delivery.another();
+                return self.replier.settle(async move {
+                    match delivery.await {
+                        Ok(_) => received.ack(),
+                        Err(error) => received.nack_because(None, error.to_string()),
+                    }
+                });
+            }
+            Err(error) if error.is_hopeless() => {
+                let Some(received) = unsettled.lock().take() else { return };
+                received.reject(error.to_string())
+            }
+            // It may be replied to again; dropped, it is delivered again.
+            Err(_) => return,
+        };
+        if let Err(late) = settled {
+            tracing::debug!(%late, "a request that can't be replied to");
+        }
+    }
+
+    /// After that nobody waits for the reply, by the requester's clock: its deadline, which goes on to what is published
+    /// because of it with [`Record::context_of`]. To be trusted as far as the clocks agree.
     pub fn reply_before(&self) -> Option<SystemTime> {
-        let since_epoch = Duration::from_millis(headers::reply_before_ms(&self.record)?);
-        UNIX_EPOCH.checked_add(since_epoch)
+        self.record.deadline()
     }
 }
 
 impl Responder {
-    /// The next request; waits for one. Records that ask for no reply are passed over and counted. `None` after
-    /// [`Self::close`].
+    pub(super) fn new(source: Source, replier: Replier) -> Self {
+        Self { source, replier, not_asked: 0 }
+    }
+
+    /// The next request; waits for one. Records that ask for no reply are passed over and counted (of a group, also
+    /// acknowledged). `None` after [`Self::close`].
     ///
     /// Cancel safe: a call that was dropped while it waited loses no request.
     ///
     /// # Errors
-    /// As [`Consumer::next`].
-    pub async fn next(&mut self) -> Result<Option<Request>, ConsumeError> {
+    /// As [`Consumer::next`] or [`GroupConsumer::next`].
+    pub async fn next(&mut self) -> Result<Option<Request>, ResponderError> {
         loop {
-            match self.consumer.next().await? {
-                Some(record) if Replier::is_asked(&record) => {
-                    return Ok(Some(Request { record: Arc::new(record), replier: self.replier.clone() }));
-                }
-                Some(_) => self.not_asked += 1,
-                None => return Ok(None),
+            let replier = &self.replier;
+            let request = match &mut self.source {
+                Source::All(consumer) => match consumer.next().await? {
+                    Some(record) if Replier::is_asked(&record) => {
+                        Some(Request { record: Arc::new(record), replier: replier.clone(), unsettled: None })
+                    }
+                    Some(_) => None,
+                    None => return Ok(None),
+                },
+                Source::Group(consumer) => match consumer.next().await? {
+                    Some(received) if Replier::is_asked(&received) => {
+                        Some(Request::of_group(received, replier.clone()))
+                    }
+                    Some(received) => {
+                        if let Err(late) = received.ack() {
+                            tracing::debug!(%late, "a record that asks for no reply");
+                        }
+                        None
+                    }
+                    None => return Ok(None),
+                },
+            };
+            match request {
+                Some(request) => return Ok(Some(request)),
+                None => self.not_asked += 1,
             }
         }
     }
@@ -118,7 +188,7 @@ impl Responder {
     /// Not cancel safe: requests that were being handled get no reply.
     ///
     /// ```no_run
-    /// # async fn example(mut responder: busbar_client::Responder) -> Result<(), busbar_client::ConsumeError> {
+    /// # async fn example(mut responder: busbar_client::Responder) -> Result<(), busbar_client::ResponderError> {
     /// responder.serve(16, async |request| match std::str::from_utf8(request.value()) {
     ///     Ok(text) => Ok(text.to_uppercase().into()),
     ///     Err(error) => Err(error),
@@ -127,8 +197,12 @@ impl Responder {
     /// ```
     ///
     /// # Errors
-    /// The topic is gone.
-    pub async fn serve<E, F>(&mut self, concurrency: usize, handler: impl Fn(Request) -> F) -> Result<(), ConsumeError>
+    /// The topic is gone, or the responder is not in its group any more.
+    pub async fn serve<E, F>(
+        &mut self,
+        concurrency: usize,
+        handler: impl Fn(Request) -> F,
+    ) -> Result<(), ResponderError>
     where
         E: Display,
         F: Future<Output = Result<Record, E>>,
@@ -148,7 +222,7 @@ impl Responder {
                     handled.push(answer(request, handling));
                 }
                 Ok(None) => break,
-                Err(error) if is_final(&error) => return Err(error),
+                Err(error) if error.is_final() => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "requests can't be read now");
                     let env = &self.replier.cluster().env;
@@ -172,18 +246,42 @@ impl Responder {
         self.not_asked
     }
 
-    /// The consumer of the requests.
-    pub fn consumer(&self) -> &Consumer {
-        &self.consumer
+    /// The consumer of the requests; `None` with a group.
+    pub fn consumer(&self) -> Option<&Consumer> {
+        match &self.source {
+            Source::All(consumer) => Some(consumer),
+            Source::Group(_) => None,
+        }
     }
 
-    /// Reads no more and delivers the replies that were taken.
+    /// The group's consumer of the requests; `None` without a group.
+    pub fn group(&self) -> Option<&GroupConsumer> {
+        match &self.source {
+            Source::All(_) => None,
+            Source::Group(consumer) => Some(consumer),
+        }
+    }
+
+    /// Reads no more and delivers the replies that were taken. With a group, it then commits and leaves, so that the
+    /// others go on at once.
     ///
     /// # Errors
     /// The first reply that could not be delivered.
     pub async fn close(&mut self) -> Result<(), DeliveryError> {
-        self.consumer.close().await;
-        self.replier.close().await
+        match &mut self.source {
+            Source::All(consumer) => {
+                consumer.close().await;
+                self.replier.close().await
+            }
+            // What its replies settle belongs to the last commit.
+            Source::Group(consumer) => {
+                let delivered = self.replier.close().await;
+                if let Err(error) = consumer.close().await {
+                    tracing::warn!(%error, "the responder left its group without a last commit");
+                }
+                delivered
+            }
+        }
     }
 }
 
@@ -208,51 +306,5 @@ async fn answer<E: Display>(request: Request, handling: impl Future<Output = Res
     };
     if let Err(error) = delivered {
         tracing::warn!(topic, partition, offset, %error, "a reply was not delivered");
-    }
-}
-
-fn is_final(error: &ConsumeError) -> bool {
-    matches!(error, ConsumeError::Refused { refusal, .. } if refusal.reason == Reason::UnknownTopic)
-}
-
-/// Options of a [`Responder`]; `build` makes it.
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until build() is called"]
-pub struct ResponderBuilder {
-    cluster: Arc<Cluster>,
-    consumer: ConsumerBuilder,
-}
-
-impl ResponderBuilder {
-    pub(crate) fn new(cluster: Arc<Cluster>, topic: String) -> Self {
-        let consumer = ConsumerBuilder::new(cluster.clone(), topic).from(StartAt::Latest);
-        Self { cluster, consumer }
-    }
-
-    /// Where to begin in every partition. Default: latest, as nobody waits for replies to what is old.
-    pub fn from(mut self, from: StartAt) -> Self {
-        self.consumer = self.consumer.from(from);
-        self
-    }
-
-    /// The partitions to read. Default: all.
-    pub fn partitions(mut self, partitions: impl Into<Vec<u32>>) -> Self {
-        self.consumer = self.consumer.partitions(partitions);
-        self
-    }
-
-    /// Bytes of requests received and not read yet. Default 8 MiB.
-    pub fn credit_bytes(mut self, credit_bytes: usize) -> Self {
-        self.consumer = self.consumer.credit_bytes(credit_bytes);
-        self
-    }
-
-    /// Looks the topic up and begins to read.
-    ///
-    /// # Errors
-    /// As [`ConsumerBuilder::build`].
-    pub async fn build(self) -> Result<Responder, ClientError> {
-        let consumer = self.consumer.build().await?;
-        Ok(Responder { consumer, replier: Replier::new(self.cluster), not_asked: 0 })
     }
 }

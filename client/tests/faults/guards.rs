@@ -107,6 +107,45 @@ async fn retries_stay_within_the_budget() {
 }
 
 #[tokio::test]
+async fn a_brokers_guards_are_the_whole_clients() {
+    let (cluster, client) = Cluster::with_topic(1).await;
+    let build = || client.producer("t");
+    let (first, second) = (build().build().await.expect("a producer"), build().build().await.expect("a producer"));
+    // Of another clone, and with settings of its own.
+    let third = client.clone().producer("t").build().await.expect("a producer");
+    let own = build().circuit_breaker(CircuitBreaker::after(50)).build().await.expect("a producer");
+    for (number, producer) in [&first, &third, &own].into_iter().enumerate() {
+        soon("healthy", producer.send(record(number)).await.expect("taken")).await.expect("stored");
+    }
+    cluster.edit_all(|state| (state.sick, state.publishes) = (Some(Reason::DiskFull), 0));
+    let opens = first.send(record(3)).await.expect("taken");
+    until("it opens", || first.brokers()[0].breaker == BreakerState::Open).await;
+    for other in [&second, &third] {
+        assert_ne!(other.brokers()[0].breaker, BreakerState::Closed);
+        assert_eq!(other.brokers()[0].retries_left, first.brokers()[0].retries_left);
+    }
+    assert_eq!(own.brokers()[0].breaker, BreakerState::Closed);
+    // Who has never sent anything there parks all the same.
+    let mut parked = vec![second.send(record(4)).await.expect("taken")];
+    until("the second is held back", || second.stats().parked > 0).await;
+    parked.push(third.send(record(5)).await.expect("taken"));
+    until("the third is held back", || third.stats().parked > 0).await;
+    let retries = [&first, &second, &third].map(|producer| producer.stats().retries).iter().sum::<u64>();
+    let left = first.brokers()[0].retries_left.expect("a budget");
+    assert!(retries + left <= 101 && left < 100, "{retries} retries of all, {left} left to each");
+    cluster.edit_all(|state| state.sick = None);
+    // Whoever has the probe, its word frees all.
+    soon("healed", opens).await.expect("stored");
+    let begun = std::time::Instant::now();
+    for delivery in parked {
+        soon("freed", delivery).await.expect("stored");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(1500), "another probe was waited for: {:?}", begun.elapsed());
+    assert_eq!(second.brokers()[0].breaker, BreakerState::Closed);
+    assert_eq!([&second, &third].map(|producer| producer.stats().breakers_opened), [0, 0]);
+}
+
+#[tokio::test]
 async fn a_restarted_broker_gets_its_batches_back_whatever_the_budget() {
     const PARTITIONS: u32 = 60;
     let mut cluster = Cluster::start(1).await;

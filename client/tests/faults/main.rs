@@ -4,6 +4,7 @@
 mod chaos;
 mod client;
 mod consumer;
+mod deadlines;
 mod delivery;
 mod fake;
 mod group_chaos;
@@ -12,8 +13,11 @@ mod group_times;
 mod groups;
 mod guards;
 mod named;
+mod parked;
 mod producer;
 mod requests;
+mod responders;
+mod sick;
 
 use std::{future::Future, time::Duration};
 

@@ -1,6 +1,9 @@
 //! OpenTelemetry's context on records, through the propagator that the application has set
 //! (`opentelemetry::global::set_text_map_propagator`): which headers there are is that propagator's choice.
 
+use std::sync::Arc;
+
+use busbar_proto::{Offset, PartitionId, batch::Records};
 use bytes::Bytes;
 use opentelemetry::{
     Context, global,
@@ -11,6 +14,9 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{consumer::ConsumedRecord, record::Record};
+
+/// Links that a span has at most; what is above that is left out by most of OpenTelemetry's implementations anyway.
+const LINKS_MAX: usize = 128;
 
 /// Appends to a record's headers.
 struct Headers<'a>(&'a mut Vec<(String, Bytes)>);
@@ -45,16 +51,17 @@ impl Extractor for ReadHeaders<'_> {
     }
 }
 
-/// Puts the span's context on the record; how many headers that took. A context that the application has put there
-/// is kept and linked: it is the record's creation.
+/// Links the span to the context that the application has put on the record, its creation; no header is added.
+pub(super) fn link_to_own(span: &Span, record: &mut Record) -> usize {
+    let created = global::get_text_map_propagator(|propagator| {
+        propagator.extract_with_context(&Context::new(), &Headers(&mut record.headers))
+    });
+    link_to(span, created.span().span_context());
+    0
+}
+
+/// Puts the span's context on the record; how many headers that took.
 pub(super) fn inject(span: &Span, record: &mut Record) -> usize {
-    if record.traceparent().is_some() {
-        let created = global::get_text_map_propagator(|propagator| {
-            propagator.extract_with_context(&Context::new(), &Headers(&mut record.headers))
-        });
-        link_to(span, created.span().span_context());
-        return 0;
-    }
     let own = record.headers.len();
     // Without a layer for OpenTelemetry the span has no context; the application may have one all the same.
     let mut context = span.context();
@@ -67,7 +74,20 @@ pub(super) fn inject(span: &Span, record: &mut Record) -> usize {
     record.headers.len() - own
 }
 
-/// Links a span of processing to what sent the record; without a current span it becomes its child.
+/// Links a span of receiving to what sent each record of a batch from an offset on, as far as links go.
+pub(super) fn link_batch(span: &Span, topic: &str, partition: PartitionId, records: Records, from: Offset) {
+    let topic: Arc<str> = topic.into();
+    let received = records.map_while(Result::ok).filter(|view| view.offset >= from).take(LINKS_MAX);
+    for view in received.filter(|view| !view.headers.is_empty()) {
+        let record = ConsumedRecord::new(topic.clone(), partition, view);
+        let created = global::get_text_map_propagator(|propagator| {
+            propagator.extract_with_context(&Context::new(), &ReadHeaders(&record))
+        });
+        link_to(span, created.span().span_context());
+    }
+}
+
+/// Links a span of processing or settling to what sent the record; without a current span it becomes its child.
 pub(super) fn link(span: &Span, record: &ConsumedRecord) {
     let created = global::get_text_map_propagator(|propagator| {
         propagator.extract_with_context(&Context::new(), &ReadHeaders(record))

@@ -128,8 +128,8 @@ pub(crate) struct State {
     /// This node has not heard of any topic yet.
     pub(crate) lagging: Option<u64>,
     pub(crate) coordinator: groups::Coordinator,
-    /// The brokers' clock runs ahead by this much.
-    pub(crate) clock_ahead_ms: u64,
+    /// The brokers' clock runs ahead by this much, or behind.
+    pub(crate) clock_ahead_ms: i64,
 }
 
 /// The part of the cluster that all nodes share.

@@ -102,7 +102,7 @@ fn store(node: u64, state: &mut State, request: &PublishRequest) -> Outcome {
 fn try_store(node: u64, state: &mut State, request: &PublishRequest) -> Result<(u64, bool), Refusal> {
     let header = verify(&request.batch, limits::BATCH_BYTES_MAX as usize)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis() as u64;
-    let now = now + state.clock_ahead_ms;
+    let now = now.saturating_add_signed(state.clock_ahead_ms);
     let partition = state.by_id(&request.topic_id, request.partition)?;
     partition.deadlines.push(request.deadline_unix_ms);
     if partition.leader != node {

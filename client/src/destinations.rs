@@ -1,22 +1,27 @@
-//! The brokers that a producer sends to: how each has fared, and whether it may be sent more. A broker's circuit
-//! breaker and retry budget live here, shared by all partitions that it leads; a partition's own breaker comes along
-//! from its shard, so that both say yes or nothing is sent.
+//! The brokers that producers send to: how each has fared, and whether it may be sent more. A broker's circuit breaker
+//! and retry budget live here, shared by all partitions that it leads and by all producers of a client: a broker that
+//! struggles gets a bounded extra load from the whole client, however many producers it has. A partition's own breaker
+//! comes along from its shard, so that both say yes or nothing is sent.
 //!
-//! Invariant: the lock is taken under a shard's, never around one, and nothing waits under it.
+//! ```text
+//!  producer A --sent, failed, succeeded--> [ node 1: breaker, budget ] --news--> every producer that waits
+//!  producer B --sent, failed, succeeded--> [ node 2: breaker, budget ]
+//! ```
+//! Invariants: the lock is taken under a shard's, never around one, and nothing waits under it; whatever may let a parked
+//! batch go on earlier than it was told is news.
 
 use std::collections::BTreeMap;
 
 use busbar_proto::{NodeId, Reason};
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     breaker::{Breaker, BreakerState, CircuitBreaker, Failure},
     budget::{Budget, RetryBudget},
-    producer::shard::Clock,
 };
 
-/// How a broker fares, as one producer sees it.
+/// How a broker fares, as all producers see it that share its guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerStats {
@@ -29,10 +34,16 @@ pub struct BrokerStats {
 }
 
 /// What brokers and partitions are guarded by; `None` = not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Guards {
     pub(crate) retry_budget: Option<RetryBudget>,
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self { retry_budget: Some(RetryBudget::default()), circuit_breaker: Some(CircuitBreaker::default()) }
+    }
 }
 
 /// What keeps a batch from being sent.
@@ -72,11 +83,27 @@ pub(crate) struct Destinations {
     guards: Guards,
     /// Grows with the nodes of the cluster only.
     nodes: Mutex<BTreeMap<NodeId, Destination>>,
+    /// Counts what may matter to batches that are held back.
+    news: watch::Sender<u64>,
 }
 
 impl Destinations {
     pub(crate) fn new(guards: Guards) -> Self {
-        Self { guards, nodes: Mutex::default() }
+        Self { guards, nodes: Mutex::default(), news: watch::Sender::new(0) }
+    }
+
+    pub(crate) fn guards(&self) -> Guards {
+        self.guards
+    }
+
+    /// Changes when what is held back should be looked at again: a breaker opened or closed, a spent budget got
+    /// something back.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    fn tell(&self) {
+        self.news.send_modify(|count| *count += 1);
     }
 
     fn with<T>(&self, node: NodeId, now: Instant, look: impl FnOnce(&mut Destination) -> T) -> T {
@@ -120,27 +147,38 @@ impl Destinations {
         })
     }
 
-    /// So many retries at a node did no harm. Whether others may wait for that.
-    pub(crate) fn refund(&self, node: NodeId, retries: usize, now: Instant) -> bool {
-        self.with(node, now, |destination| {
+    /// So many retries at a node did no harm.
+    pub(crate) fn refund(&self, node: NodeId, retries: usize, now: Instant) {
+        let had_none = self.with(node, now, |destination| {
             let Some(budget) = destination.budget.as_mut() else { return false };
             let was_spent = budget.left(now) == 0;
             (0..retries).for_each(|_| budget.refund(now));
             was_spent && retries > 0
-        })
+        });
+        if had_none {
+            self.tell();
+        }
     }
 
-    /// A node did what it was asked. Whether that is news to those who wait.
-    pub(crate) fn succeeded(&self, node: NodeId, now: Instant) -> bool {
-        self.with(node, now, |destination| destination.breaker.as_mut().is_some_and(|breaker| breaker.succeeded(now)))
+    /// A node did what it was asked.
+    pub(crate) fn succeeded(&self, node: NodeId, now: Instant) {
+        let breaker_closed = self
+            .with(node, now, |destination| destination.breaker.as_mut().is_some_and(|breaker| breaker.succeeded(now)));
+        if breaker_closed {
+            self.tell();
+        }
     }
 
     /// A node failed. Whether that opened its breaker.
-    pub(crate) fn failed(&self, node: NodeId, failure: Failure, clock: Clock) -> bool {
-        let Clock { now, random, .. } = clock;
-        self.with(node, now, |destination| {
+    pub(crate) fn failed(&self, node: NodeId, failure: Failure, now: Instant, random: u64) -> bool {
+        let opened = self.with(node, now, |destination| {
             destination.breaker.as_mut().is_some_and(|breaker| breaker.failed(failure, now, random))
-        })
+        });
+        if opened {
+            // Others may wait for the verdict on a probe that was not theirs.
+            self.tell();
+        }
+        opened
     }
 
     /// How each node fares.
@@ -210,7 +248,6 @@ mod tests {
     #[test]
     fn all_guards_must_agree_and_who_refuses_takes_nothing_from_the_others() {
         let now = Instant::now();
-        let clock = Clock { now, now_ms: 0, random: 0 };
         let destinations = destinations(1);
         let mut partition = Breaker::new(CircuitBreaker::after(1), now);
         assert!(partition.failed(Failure::Hard, now, 0));
@@ -220,7 +257,7 @@ mod tests {
         }
         assert_eq!(destinations.admit(NODE, None, true, now).map_err(|hold| hold.obstacle), Ok(()));
         assert_eq!(destinations.stats(now)[0].retries_left, Some(9));
-        assert!(destinations.failed(NODE, Failure::Hard, clock));
+        assert!(destinations.failed(NODE, Failure::Hard, now, 0));
         assert_eq!(obstacle(destinations.admit(NODE, None, true, now)), Some(Obstacle::BrokerBreaker(NODE)));
         assert_eq!(destinations.stats(now)[0].retries_left, Some(9));
         // Another node has guards of its own.
@@ -230,14 +267,35 @@ mod tests {
     #[test]
     fn a_spent_budget_holds_retries_only_and_lets_no_probe_pass_unsent() {
         let now = Instant::now();
-        let clock = Clock { now, now_ms: 0, random: 0 };
         let destinations = destinations(0);
-        assert!(destinations.failed(NODE, Failure::Hard, clock));
+        assert!(destinations.failed(NODE, Failure::Hard, now, 0));
         let later = now + Duration::from_secs(1);
         assert_eq!(obstacle(destinations.admit(NODE, None, true, later)), Some(Obstacle::RetryBudget(NODE)));
         assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), None, "it is the probe");
         assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), Some(Obstacle::BrokerBreaker(NODE)));
-        assert!(destinations.succeeded(NODE, later));
+        destinations.succeeded(NODE, later);
         assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), None);
+    }
+
+    #[test]
+    fn whoever_waits_hears_of_what_may_let_it_go_on() {
+        let now = Instant::now();
+        let destinations = destinations(1);
+        let mut news = destinations.subscribe();
+        let mut heard = || std::mem::replace(&mut news, destinations.subscribe()).has_changed().expect("a sender");
+        destinations.succeeded(NODE, now);
+        destinations.refund(NODE, 1, now);
+        assert!(!heard(), "nobody was held back");
+        assert!(destinations.failed(NODE, Failure::Hard, now, 0));
+        assert!(heard(), "it opened");
+        assert!(!destinations.failed(NODE, Failure::Hard, now, 0));
+        assert!(!heard(), "it is open already");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(obstacle(destinations.admit(NODE, None, false, later)), None);
+        destinations.succeeded(NODE, later);
+        assert!(heard(), "it closed");
+        while destinations.admit(NODE, None, true, later).is_ok() {}
+        destinations.refund(NODE, 1, later);
+        assert!(heard(), "the spent budget got something back");
     }
 }
