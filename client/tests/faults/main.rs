@@ -10,6 +10,7 @@ mod group_chaos;
 mod groups;
 mod guards;
 mod named;
+mod outbox;
 mod producer;
 mod requests;
 
