@@ -17,6 +17,14 @@ use crate::{
 };
 
 /// How a broker fares, as one producer sees it.
+///
+/// ```no_run
+/// # fn example(producer: busbar_client::Producer) {
+/// for broker in producer.brokers() {
+///     println!("node {}: {:?}, {:?} retries left", broker.node, broker.breaker, broker.retries_left);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerStats {

@@ -21,6 +21,12 @@ use crate::{
 const IN_FLIGHT_DEFAULT: usize = 1 << 16;
 
 /// Options of a [`Requester`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let prices = client.requester("prices").in_flight(1000).reply_topic("answers").build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct RequesterBuilder {

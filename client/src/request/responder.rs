@@ -53,6 +53,15 @@ pub struct Responder {
 }
 
 /// A record that asks for a reply. Reads as a [`ConsumedRecord`].
+///
+/// ```no_run
+/// # async fn example(request: busbar_client::Request) -> Result<(), Box<dyn std::error::Error>> {
+/// match request.value().as_ref() {
+///     b"ACME" => request.reply("12.50").await?.await?,
+///     _ => request.fail("no such share").await?.await?,
+/// };
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Request {
     record: Arc<ConsumedRecord>,
@@ -216,6 +225,12 @@ fn is_final(error: &ConsumeError) -> bool {
 }
 
 /// Options of a [`Responder`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let responder = client.responder("prices").partitions([0]).credit_bytes(1 << 20).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct ResponderBuilder {
