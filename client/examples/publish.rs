@@ -13,7 +13,7 @@ use tokio::{
 };
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let topic = arguments.next().unwrap_or_else(|| "orders".to_owned());
     let servers = arguments.next().unwrap_or_else(|| "127.0.0.1:7400".to_owned());

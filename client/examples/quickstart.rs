@@ -4,7 +4,7 @@
 use busbar_client::{Client, Reason, Record, StartAt, TopicOptions};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     let client = Client::connect("127.0.0.1:7400").await?;
     match client.admin().create_topic("greetings", TopicOptions::default()).await {
         Err(error) if error.reason() != Some(Reason::TopicExists) => return Err(error.into()),

@@ -6,6 +6,14 @@ use std::{fmt, str::FromStr};
 pub const DEFAULT_PORT: u16 = 7400;
 
 /// A broker's `host:port`.
+///
+/// ```
+/// use busbar_client::Address;
+///
+/// let address: Address = "broker-1".parse()?;
+/// assert_eq!(address.as_str(), "broker-1:7400", "the default port");
+/// # Ok::<(), busbar_client::InvalidAddress>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(String);
 
@@ -27,6 +35,13 @@ impl fmt::Display for Address {
 }
 
 /// A text that names no broker.
+///
+/// ```
+/// use busbar_client::Address;
+///
+/// let error = "http://broker-1".parse::<Address>().unwrap_err();
+/// assert!(error.to_string().contains("it has a scheme"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no broker address: {fault}; write host:port, for example 127.0.0.1:{DEFAULT_PORT}")]
 pub struct InvalidAddress {

@@ -16,6 +16,13 @@ use crate::{
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What an acknowledgement of a topic's records means.
+///
+/// ```
+/// use busbar_client::Durability;
+///
+/// assert_eq!("replicated".parse(), Ok(Durability::Replicated));
+/// assert_eq!(Durability::default().as_str(), "fsync");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// Fsynced on a majority of the replicas.
@@ -50,6 +57,13 @@ impl fmt::Display for Durability {
 }
 
 /// A word that names no durability.
+///
+/// ```
+/// use busbar_client::Durability;
+///
+/// let error = "never".parse::<Durability>().unwrap_err();
+/// assert_eq!(error.to_string(), "durability is fsync or replicated, not \"never\"");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("durability is fsync or replicated, not {0:?}")]
 pub struct UnknownDurability(String);
@@ -66,6 +80,18 @@ impl FromStr for Durability {
 }
 
 /// How a topic is created.
+///
+/// ```
+/// use busbar_client::{Durability, TopicOptions};
+///
+/// let metrics = TopicOptions {
+///     partitions: 8,
+///     durability: Durability::Replicated,
+///     retention_ms: Some(3_600_000),
+///     ..TopicOptions::default()
+/// };
+/// assert_eq!(metrics.replicas, 3);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicOptions {
     /// Number of partitions, for good. Default 1.

@@ -24,6 +24,17 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 const DOUBLINGS_MAX: u32 = 16;
 
 /// When a producer stops sending to a broker or a partition that fails, and for how long.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use busbar_client::CircuitBreaker;
+///
+/// let mut breaker = CircuitBreaker::after(10);
+/// breaker.open_max = Duration::from_secs(10);
+/// let producer = client.producer("orders").circuit_breaker(breaker).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CircuitBreaker {
@@ -62,6 +73,15 @@ impl CircuitBreaker {
 }
 
 /// Whether a circuit breaker lets work through.
+///
+/// ```no_run
+/// # fn example(producer: busbar_client::Producer) {
+/// use busbar_client::BreakerState;
+///
+/// let open = producer.brokers().into_iter().filter(|broker| broker.breaker != BreakerState::Closed);
+/// println!("held back from nodes {:?}", open.map(|broker| broker.node).collect::<Vec<_>>());
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     /// It does.

@@ -16,6 +16,13 @@ use crate::sliding::Sliding;
 const RETRY: i64 = 100;
 
 /// How many batches a producer may send again to one broker.
+///
+/// ```
+/// use busbar_client::RetryBudget;
+///
+/// let budget = RetryBudget::new(5, 10); // 5 a second, and 10 for each hundred batches
+/// assert_eq!((budget.min_per_second, budget.percent), (5, 10));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryBudget {

@@ -9,9 +9,11 @@ use crate::{
     admin::Admin,
     cluster::{Call, Cluster, Repeat},
     consumer::ConsumerBuilder,
+    dead_letters::DeadLetters,
     env::Env,
     error::ClientError,
     group::GroupBuilder,
+    outbox::{OutboxStore, RelayBuilder},
     pool,
     producer::ProducerBuilder,
     request::{Replier, RequesterBuilder, ResponderBuilder},
@@ -79,6 +81,17 @@ impl Client {
         Replier::new(self.cluster.clone())
     }
 
+    /// A relay: publishes the rows of an application's outbox, each once. One relay of a name works at a time; its
+    /// producers are named `<name>.<topic>`.
+    pub fn outbox_relay<S: OutboxStore>(&self, name: impl Into<String>, store: S) -> RelayBuilder<S> {
+        RelayBuilder::new(self.cluster.clone(), name.into(), store)
+    }
+
+    /// A topic of dead letters: to read them, and to replay them.
+    pub fn dead_letters(&self, topic: impl Into<String>) -> DeadLetters {
+        DeadLetters::new(self.cluster.clone(), topic.into())
+    }
+
     /// Administration.
     pub fn admin(&self) -> Admin {
         Admin::new(self.cluster.clone())
@@ -86,6 +99,16 @@ impl Client {
 }
 
 /// Options of a [`Client`]; `build` connects.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), busbar_client::ClientError> {
+/// use std::time::Duration;
+/// use busbar_client::Client;
+///
+/// let builder = Client::builder().servers("broker-1:7400,broker-2:7400");
+/// let client = builder.connect_timeout(Duration::from_secs(2)).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct ClientBuilder {

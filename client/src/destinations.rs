@@ -22,6 +22,14 @@ use crate::{
 };
 
 /// How a broker fares, as all producers see it that share its guards.
+///
+/// ```no_run
+/// # fn example(producer: busbar_client::Producer) {
+/// for broker in producer.brokers() {
+///     println!("node {}: {:?}, {:?} retries left", broker.node, broker.breaker, broker.retries_left);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerStats {

@@ -18,6 +18,24 @@ use tokio::time::Instant;
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What time it is.
+///
+/// ```
+/// use busbar_client::env::Clock;
+///
+/// /// A clock whose calendar is an hour late.
+/// struct Late;
+///
+/// impl Clock for Late {
+///     fn now(&self) -> tokio::time::Instant {
+///         tokio::time::Instant::now()
+///     }
+///
+///     fn unix_ms(&self) -> i64 {
+///         busbar_client::env::SystemClock.unix_ms() - 3_600_000
+///     }
+/// }
+/// assert!(Late.unix_ms() > 0);
+/// ```
 pub trait Clock: Send + Sync {
     /// Monotonic time, comparable with tokio's timers.
     fn now(&self) -> Instant;
@@ -26,12 +44,36 @@ pub trait Clock: Send + Sync {
 }
 
 /// Where random numbers come from.
+///
+/// ```
+/// use busbar_client::env::Entropy;
+///
+/// /// Chance as tests like it.
+/// struct Always(u64);
+///
+/// impl Entropy for Always {
+///     fn next_u64(&self) -> u64 {
+///         self.0
+///     }
+/// }
+/// assert_eq!(Always(4).next_u64(), 4);
+/// ```
 pub trait Entropy: Send + Sync {
     /// 64 evenly distributed bits.
     fn next_u64(&self) -> u64;
 }
 
 /// Clock and randomness of one client.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), busbar_client::ClientError> {
+/// use std::sync::Arc;
+/// use busbar_client::{Client, env::{Env, SeededEntropy, SystemClock}};
+///
+/// let env = Env::new(Arc::new(SystemClock), Arc::new(SeededEntropy::new(7)));
+/// let client = Client::builder().env(env).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Env {
     clock: Arc<dyn Clock>,
@@ -83,6 +125,12 @@ impl fmt::Debug for Env {
 }
 
 /// The machine's clocks.
+///
+/// ```
+/// use busbar_client::env::{Clock, SystemClock};
+///
+/// assert!(SystemClock.unix_ms() > 1_700_000_000_000);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock;
 
@@ -98,6 +146,12 @@ impl Clock for SystemClock {
 }
 
 /// The thread's generator.
+///
+/// ```
+/// use busbar_client::env::{Entropy, SystemEntropy};
+///
+/// assert_ne!((SystemEntropy.next_u64(), SystemEntropy.next_u64()), (0, 0));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct SystemEntropy;
 
@@ -108,6 +162,12 @@ impl Entropy for SystemEntropy {
 }
 
 /// A reproducible sequence (SplitMix64).
+///
+/// ```
+/// use busbar_client::env::{Entropy, SeededEntropy};
+///
+/// assert_eq!(SeededEntropy::new(7).next_u64(), SeededEntropy::new(7).next_u64());
+/// ```
 #[derive(Debug)]
 pub struct SeededEntropy(AtomicU64);
 

@@ -16,6 +16,18 @@ use crate::{
 };
 
 /// A call to the cluster failed: connecting, metadata, administration.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::{Client, Reason};
+///
+/// match client.admin().delete_topic("orders").await {
+///     Err(error) if error.reason() == Some(Reason::UnknownTopic) => println!("there was none"),
+///     Err(error) if error.is_retryable() => println!("later, perhaps: {error}"),
+///     done => done?,
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -117,6 +129,16 @@ impl From<Refusal> for ClientError {
 }
 
 /// A connection failed; the text is the root cause ("connection refused").
+///
+/// ```no_run
+/// # async fn example() {
+/// use busbar_client::{Client, ClientError};
+///
+/// if let Err(ClientError::Unreachable { source, .. }) = Client::connect("broker-1:7400").await {
+///     println!("{source}; was there a connection: {}", source.was_connected());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct TransportError {
@@ -154,6 +176,18 @@ impl TransportError {
 }
 
 /// A record was not taken: it will never be stored.
+///
+/// ```no_run
+/// # async fn example(producer: busbar_client::Producer) {
+/// use busbar_client::SendError;
+///
+/// match producer.send("paid").await {
+///     Ok(delivery) => println!("{:?}", delivery.await),
+///     Err(SendError::TooLarge { bytes, limit, .. }) => println!("{bytes} bytes, {limit} are allowed"),
+///     Err(error) => println!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -197,6 +231,18 @@ pub enum SendError {
 }
 
 /// `try_send` did not take the record.
+///
+/// ```no_run
+/// # fn example(producer: busbar_client::Producer) {
+/// match producer.try_send("paid") {
+///     Ok(delivery) => drop(delivery),
+///     Err(error) => match error.into_record() {
+///         Some(record) => println!("no room now for {record:?}"),
+///         None => println!("it would never be taken"),
+///     },
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TrySendError {
     /// No buffer space now; here is the record back.
@@ -218,6 +264,15 @@ impl TrySendError {
 }
 
 /// A record was taken but no acknowledgement was received.
+///
+/// ```no_run
+/// # async fn example(producer: busbar_client::Producer) -> Result<(), busbar_client::SendError> {
+/// if let Err(error) = producer.send("paid").await?.await {
+///     println!("stored for certain: no; perhaps: {}", !error.has_no_side_effects());
+///     println!("{}", error.report());
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeliveryError {
@@ -317,6 +372,18 @@ impl DeliveryError {
 }
 
 /// A consumer can't go on as it is. Calling `next()` again tries again.
+///
+/// ```no_run
+/// # async fn example(mut consumer: busbar_client::Consumer) {
+/// use busbar_client::ConsumeError;
+///
+/// match consumer.next().await {
+///     Err(ConsumeError::Refused { partition, refusal, .. }) => println!("partition {partition}: {refusal}"),
+///     Err(error) => println!("{error}"),
+///     Ok(record) => println!("{record:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumeError {

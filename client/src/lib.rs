@@ -41,9 +41,10 @@
 //! | flow control of reading | 8 MiB of credit | [`ConsumerBuilder::credit_bytes`] |
 //! | consumer groups, every record settled on its own | [`Client::group`] | [`GroupConsumer`] |
 //! | redelivery with backoff, leases | 5 deliveries, 30 s | [`GroupBuilder::max_deliveries`], [`GroupBuilder::lease`] |
-//! | dead letters | `<topic>.dlq` | [`GroupBuilder::dead_letter`] |
+//! | dead letters, and replaying them | `<topic>.dlq` | [`GroupBuilder::dead_letter`], [`Client::dead_letters`] |
 //! | duplicates dropped, also after a crash | off | [`GroupBuilder::dedup`] |
 //! | delays and expiry of records | when asked for | [`Record::deliver_after`], [`Record::ttl`] |
+//! | events within the application's own transactions | with an outbox | [`Client::outbox_relay`], [`OutboxStore`] |
 //! | order of each key, keys side by side | in [`GroupConsumer::for_each_concurrent`] | |
 //!
 //! # Layers
@@ -63,12 +64,15 @@ mod client;
 mod cluster;
 mod consumer;
 mod context;
+mod courier;
+mod dead_letters;
 mod destinations;
 pub mod env;
 mod error;
 #[cfg(feature = "cloudevents")]
 mod events;
 mod group;
+mod outbox;
 mod partitioner;
 mod pool;
 mod producer;
@@ -100,9 +104,14 @@ pub use self::{
     client::{Client, ClientBuilder},
     consumer::{ConsumedRecord, Consumer, ConsumerBuilder, OnLoss, ReadFrom, StartAt},
     context::{MalformedTraceParent, TraceParent, malformed_contexts},
+    dead_letters::{DeadLetterError, DeadLetters, Letter, LetterSelection, LetterStory, Letters, ReplayReport},
     destinations::BrokerStats,
     error::{ClientError, ConsumeError, DeliveryError, SendError, TransportError, TrySendError},
     group::{DeadLetter, Dedup, Expired, GroupBuilder, GroupConsumer, GroupError, GroupStats, Received, SettleError},
+    outbox::{
+        MemoryOutbox, OUTBOX_SEQUENCE_HEADER, OutboxFull, OutboxRow, OutboxStore, Relay, RelayBuilder, RelayError,
+        RelayHandle, RelayStats,
+    },
     producer::{
         Attempt, Delivered, Delivery, DeliveryReport, LastStored, NextStep, Producer, ProducerBuilder, ProducerStats,
         Verdict,

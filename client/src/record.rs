@@ -13,6 +13,13 @@ const FRAMING_BYTES_MAX: usize = 40;
 const HEADER_FRAMING_BYTES_MAX: usize = 10;
 
 /// A record to publish: a value, and what goes with it.
+///
+/// ```
+/// use busbar_client::Record;
+///
+/// let record = Record::new("paid").key("order-17").header("region", "eu");
+/// assert_eq!(record.key.as_deref(), Some(&b"order-17"[..]));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// Where it goes; `None` = by key, or wherever there is room when there is no key either.

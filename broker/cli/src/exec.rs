@@ -1,4 +1,5 @@
-//! Running a command for one record: the value on its stdin, the rest in `BUSBAR_*` variables.
+//! Running a shell command for one record, for `busbar sub --exec` and `busbar reply --exec` alike: the value on its
+//! stdin, the rest in `BUSBAR_*` variables (`docs/CLI.md`, "Commands for records").
 //!
 //! Invariants: what is kept of its stdout is bounded; a command that takes too long, or that nobody waits for any more,
 //! is killed with all that it started. Never here: what its result means.
@@ -21,24 +22,26 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// Most bytes of stdout: no record could carry more.
+/// Most bytes of stdout that are kept: no record could carry more.
 const STDOUT_BYTES_MAX: u64 = limits::BATCH_BYTES_MAX as u64;
 /// Longer values are left out of the environment: systems refuse to start a command with very long ones.
 const VARIABLE_BYTES_MAX: usize = 32 << 10;
 /// All variables together.
 const VARIABLES_BYTES_MAX: usize = 256 << 10;
 
-/// What is run, and how long it may take.
+/// What is run, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Exec {
     command: String,
-    timeout: Duration,
+    timeout: Option<Duration>,
+    keeps_stdout: bool,
 }
 
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
+    /// What it printed, where that is kept.
     pub(crate) stdout: Bytes,
 }
 
@@ -55,20 +58,37 @@ impl Drop for Group {
 }
 
 impl Exec {
-    /// A command line for `sh -c`.
-    pub(crate) fn new(command: String, timeout: Duration) -> Self {
-        Self { command, timeout }
+    /// A command line for `sh -c` whose stdout is ours, and which may take any time.
+    pub(crate) fn new(command: String) -> Self {
+        Self { command, timeout: None, keeps_stdout: false }
     }
 
-    /// Runs the command for a record and waits for its end. Cancelled, the command is killed.
-    pub(crate) async fn run(&self, record: &ConsumedRecord) -> anyhow::Result<Ended> {
+    /// The same, with its stdout kept for [`Ended`], and killed after `timeout`.
+    pub(crate) fn with_result(command: String, timeout: Duration) -> Self {
+        Self { command, timeout: Some(timeout), keeps_stdout: true }
+    }
+
+    /// Runs the command for a record and waits for its end; `attempt` is told where deliveries are counted. Cancelled,
+    /// the command is killed.
+    ///
+    /// # Errors
+    /// It can't be started or awaited, took too long, or printed too much.
+    pub(crate) async fn run(&self, record: &ConsumedRecord, attempt: Option<u32>) -> anyhow::Result<Ended> {
         let mut command = Command::new("sh");
-        command.arg("-c").arg(&self.command).envs(variables(record));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).process_group(0);
+        command.arg("-c").arg(&self.command).envs(variables(record, attempt));
+        command.stdin(Stdio::piped()).kill_on_drop(true).process_group(0);
+        if self.keeps_stdout {
+            command.stdout(Stdio::piped());
+        }
         let child = command.spawn().context("the command can't be started")?;
         let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
-        let Ok(ended) = tokio::time::timeout(self.timeout, end_of(child, record.value())).await else {
-            bail!("the command took longer than {}: killed", humantime::format_duration(self.timeout));
+        let end = end_of(child, record.value());
+        let ended = match self.timeout {
+            None => end.await,
+            Some(timeout) => match tokio::time::timeout(timeout, end).await {
+                Ok(ended) => ended,
+                Err(_) => bail!("the command took longer than {}: killed", humantime::format_duration(timeout)),
+            },
         };
         group.0 = None;
         ended
@@ -99,20 +119,29 @@ async fn end_of(mut child: Child, input: &Bytes) -> anyhow::Result<Ended> {
     Ok(Ended { status, stdout: stdout.into() })
 }
 
-/// `BUSBAR_TOPIC`, `_PARTITION`, `_OFFSET`, `_TIMESTAMP`, `_KEY` where there is one, and `_HEADER_NAME` for each header.
-/// A value with zero bytes, which no environment can hold, is base64 under `.._BASE64`; what is too long is left out.
-fn variables(record: &ConsumedRecord) -> Vec<(OsString, OsString)> {
-    let mut variables: Vec<(OsString, OsString)> = [
-        ("TOPIC", record.topic().to_owned()),
-        ("PARTITION", record.partition().to_string()),
-        ("OFFSET", record.offset().to_string()),
-        ("TIMESTAMP", record.timestamp_ms().to_string()),
-    ]
-    .into_iter()
-    .map(|(name, value)| (format!("BUSBAR_{name}").into(), value.into()))
-    .collect();
+/// `BUSBAR_TOPIC`, `_PARTITION`, `_OFFSET`, `_TIMESTAMP`, `_ATTEMPT` and `_KEY` where there is one, and `_HEADER_NAME` for
+/// each header. A value with zero bytes, which no environment can hold, is base64 under `.._BASE64`; what is too long is
+/// left out.
+fn variables(record: &ConsumedRecord, attempt: Option<u32>) -> Vec<(OsString, OsString)> {
+    let numbers = [
+        ("TOPIC", Some(record.topic().to_owned())),
+        ("PARTITION", Some(record.partition().to_string())),
+        ("OFFSET", Some(record.offset().to_string())),
+        ("TIMESTAMP", Some(record.timestamp_ms().to_string())),
+        ("ATTEMPT", attempt.map(|attempt| attempt.to_string())),
+    ];
+    let numbers =
+        numbers.into_iter().filter_map(|(name, value)| Some((format!("BUSBAR_{name}").into(), value?.into())));
+    let key = record.key().map(|key| ("BUSBAR_KEY".to_owned(), key));
+    let headers = record.headers().map(|(name, value)| (header_variable(name), value));
+    numbers.chain(within_bounds(key.into_iter().chain(headers))).collect()
+}
+
+/// Bytes as an environment can hold them, as many as it takes.
+fn within_bounds<'a>(values: impl Iterator<Item = (String, &'a Bytes)>) -> Vec<(OsString, OsString)> {
     let mut room = VARIABLES_BYTES_MAX;
-    let mut put = |name: String, value: &[u8]| {
+    let mut held = Vec::new();
+    for (name, value) in values {
         let (name, value) = match value.contains(&0) {
             true => (format!("{name}_BASE64"), OsString::from(STANDARD.encode(value))),
             false => (name, OsStr::from_bytes(value).to_owned()),
@@ -120,16 +149,10 @@ fn variables(record: &ConsumedRecord) -> Vec<(OsString, OsString)> {
         let bytes = name.len() + value.len();
         if bytes <= room.min(VARIABLE_BYTES_MAX) {
             room -= bytes;
-            variables.push((name.into(), value));
+            held.push((name.into(), value));
         }
-    };
-    if let Some(key) = record.key() {
-        put("BUSBAR_KEY".to_owned(), key);
     }
-    for (name, value) in record.headers() {
-        put(header_variable(name), value);
-    }
-    variables
+    held
 }
 
 /// `content-type` is `BUSBAR_HEADER_CONTENT_TYPE`.
@@ -153,5 +176,19 @@ mod tests {
         ] {
             assert_eq!(header_variable(name), want);
         }
+    }
+
+    #[test]
+    fn variables_hold_what_an_environment_can() {
+        let long = Bytes::from(vec![b'x'; VARIABLE_BYTES_MAX + 1]);
+        let fits = Bytes::from(vec![b'x'; VARIABLE_BYTES_MAX - 1]);
+        let (text, zero) = (Bytes::from_static(b"x\xff"), Bytes::from_static(b"x\0"));
+        let values = [("A", &text), ("B", &zero), ("C", &long), ("D", &fits)];
+        let held = within_bounds(values.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        let names: Vec<_> = held.iter().map(|(name, value)| (name.to_str(), value.len())).collect();
+        assert_eq!(names, [(Some("A"), 2), (Some("B_BASE64"), 4), (Some("D"), VARIABLE_BYTES_MAX - 1)]);
+        assert_eq!((held[0].1.as_bytes(), held[1].1.as_bytes()), (&b"x\xff"[..], &b"eAA="[..]));
+        let many = within_bounds((0..100).map(|_| ("E".to_owned(), &fits)));
+        assert_eq!(many.len(), VARIABLES_BYTES_MAX / VARIABLE_BYTES_MAX, "all together are bounded too");
     }
 }

@@ -9,6 +9,7 @@ mod config_flags;
 mod connection;
 mod demo;
 mod dev;
+mod dlq;
 mod exec;
 mod group;
 mod health;
@@ -60,6 +61,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Consumer groups: list, describe (members, lag), reset, delete
     Group(group::Args),
+    /// Dead letters: what groups have given up; list, show, replay
+    Dlq(dlq::Args),
     /// Exit 0 if a node answers
     Health(health::Args),
     /// Show it at work: a local cluster, a killed leader, every acknowledged record checked
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Group(args) => block_on(group::run(args)),
+        Command::Dlq(args) => block_on(dlq::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };

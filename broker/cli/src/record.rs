@@ -32,20 +32,25 @@ impl<'a> RecordView<'a> {
         }
     }
 
-    /// The value as one line: what is no UTF-8 is replaced, and characters that would break the line or drive the
-    /// terminal are written as escapes.
+    /// The value as [`line_of`].
     pub(crate) fn line(&self) -> String {
-        let text = String::from_utf8_lossy(self.value.unwrap_or_default());
-        let mut line = String::with_capacity(text.len());
-        for c in text.chars() {
-            if c.is_control() && c != '\t' {
-                let _ = write!(line, "{}", c.escape_default());
-            } else {
-                line.push(c);
-            }
-        }
-        line
+        line_of(self.value.unwrap_or_default())
     }
+}
+
+/// Bytes as one line of text: what is no UTF-8 is replaced, and characters that would break the line or drive the terminal
+/// are written as escapes.
+pub(crate) fn line_of(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\t' {
+            let _ = write!(line, "{}", c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// `{"topic","partition","offset","timestamp","key","headers":[{"name","value"}],"value"}`; bytes that are no UTF-8 are

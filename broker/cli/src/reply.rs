@@ -86,7 +86,7 @@ async fn build(args: &Args) -> anyhow::Result<Responder> {
 }
 
 async fn serve(responder: &mut Responder, args: &Args, signals: &mut EndSignals) -> Result<(), ResponderError> {
-    let exec = Exec::new(args.exec.clone(), args.timeout);
+    let exec = Exec::with_result(args.exec.clone(), args.timeout);
     let mut running = FuturesUnordered::new();
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
@@ -116,7 +116,7 @@ async fn serve(responder: &mut Responder, args: &Args, signals: &mut EndSignals)
 
 async fn answer(exec: &Exec, request: &Request) {
     let place = || format!("the request at {}/{}, offset {}", request.topic(), request.partition(), request.offset());
-    let sent = match result(exec.run(request).await) {
+    let sent = match result(exec.run(request, None).await) {
         Ok(reply) => request.reply(reply).await,
         Err(failure) => {
             output::diagnose(format_args!("{}: {failure}", place()));

@@ -266,6 +266,15 @@ impl Consumer {
 }
 
 /// Options of a [`Consumer`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::StartAt;
+///
+/// let builder = client.consumer("orders").from(StartAt::Latest).partitions([0, 1]);
+/// let consumer = builder.filter("region = 'eu'").credit_bytes(1 << 20).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct ConsumerBuilder {

@@ -11,6 +11,13 @@ use crate::schedule::{self, DELIVER_AT, EXPIRES_AT};
 static EMPTY: Bytes = Bytes::new();
 
 /// A record read from a topic.
+///
+/// ```no_run
+/// # fn example(record: busbar_client::ConsumedRecord) {
+/// let place = (record.topic(), record.partition(), record.offset());
+/// println!("{place:?}: {:?} = {:?}, from {:?}", record.key(), record.value(), record.header("region"));
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ConsumedRecord {
     topic: Arc<str>,

@@ -10,6 +10,14 @@ use busbar_proto::{
 };
 
 /// Which replica of a partition is read.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::ReadFrom;
+///
+/// let consumer = client.consumer("orders").read_from(ReadFrom::Any).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadFrom {
     /// Its leader: what is acknowledged is read at once.

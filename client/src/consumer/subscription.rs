@@ -36,6 +36,15 @@ const STRIKES_MAX: u32 = 8;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where to begin.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::StartAt;
+///
+/// let news = client.consumer("orders").from(StartAt::Latest).build().await?;
+/// let rest = client.consumer("orders").from(StartAt::Earliest).from_in(3, StartAt::Offset(17)).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StartAt {
     /// At the log start: everything that is stored.
@@ -48,6 +57,14 @@ pub enum StartAt {
 }
 
 /// What to do when retention has removed the records that would come next.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::OnLoss;
+///
+/// let consumer = client.consumer("orders").on_loss(OnLoss::Fail).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnLoss {
     /// Go on at the log start and count what was left out.

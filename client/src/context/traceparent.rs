@@ -27,6 +27,12 @@ pub struct TraceParent {
 }
 
 /// A text that is no `traceparent`.
+///
+/// ```
+/// use busbar_client::TraceParent;
+///
+/// assert!("00-0-0-00".parse::<TraceParent>().unwrap_err().to_string().starts_with("no traceparent"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no traceparent: write 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, neither id all zeros")]
 pub struct MalformedTraceParent;

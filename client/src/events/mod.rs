@@ -28,6 +28,18 @@ const SPEC_VERSION: &str = "ce_specversion";
 const PARTITION_KEY: &str = "partitionkey";
 
 /// An event could not be written, or a record is none.
+///
+/// ```no_run
+/// # fn example(record: busbar_client::ConsumedRecord) {
+/// use busbar_client::EventError;
+///
+/// match record.to_event() {
+///     Ok(event) => println!("{event}"),
+///     Err(EventError::NotAnEvent) => println!("a plain record"),
+///     Err(error) => println!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EventError {

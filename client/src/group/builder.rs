@@ -25,6 +25,15 @@ const LEASE_MIN: Duration = Duration::from_millis(10);
 const COMMIT_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Options of a [`GroupConsumer`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let builder = client.group("billing").topics(["orders"]).member_name("billing-1");
+/// let consumer = builder.lease(Duration::from_secs(10)).max_deliveries(3).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct GroupBuilder {

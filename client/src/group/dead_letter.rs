@@ -30,6 +30,15 @@ const STORY_BYTES: usize = 4 << 10;
 const REASON_BYTES_MAX: usize = 1 << 10;
 
 /// What becomes of records that will not be done.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use busbar_client::DeadLetter;
+///
+/// let builder = client.group("billing").topics(["orders"]);
+/// let consumer = builder.dead_letter(DeadLetter::Topic("lost".to_owned())).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DeadLetter {
     /// They go to the topic `<topic>.dlq`, which is created with the origin's partitions, replicas and durability if

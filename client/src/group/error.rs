@@ -7,6 +7,18 @@ use busbar_proto::{Reason, Refusal};
 use crate::error::{ClientError, ConsumeError};
 
 /// A group consumer can't go on as it is.
+///
+/// ```no_run
+/// # async fn example(mut consumer: busbar_client::GroupConsumer) {
+/// use busbar_client::GroupError;
+///
+/// match consumer.next().await {
+///     Err(GroupError::Fenced { member_name, .. }) => println!("another {member_name} has begun"),
+///     Err(error) if error.is_retryable() => println!("calling again may help: {error}"),
+///     other => println!("{other:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
@@ -81,6 +93,14 @@ impl From<GroupError> for ClientError {
 }
 
 /// A word on a record that does not count any more: nothing was committed for it.
+///
+/// ```no_run
+/// # fn example(record: busbar_client::Received) {
+/// if let Err(late) = record.ack() {
+///     println!("somebody gets it again: {late}");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettleError {

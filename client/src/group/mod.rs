@@ -42,6 +42,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
+pub(crate) use self::ranges::Ranges;
 pub use self::{
     builder::GroupBuilder,
     dead_letter::DeadLetter,

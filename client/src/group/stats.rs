@@ -6,6 +6,13 @@ use std::{
 };
 
 /// What a group consumer has done so far.
+///
+/// ```no_run
+/// # fn example(consumer: busbar_client::GroupConsumer) {
+/// let busbar_client::GroupStats { acked, redelivered, dead_lettered, .. } = consumer.stats();
+/// println!("{acked} done, {redelivered} delivered again, {dead_lettered} dead letters");
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStats {

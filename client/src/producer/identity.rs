@@ -28,6 +28,14 @@ pub(crate) struct Named {
 }
 
 /// A producer's newest record in a partition.
+///
+/// ```no_run
+/// # async fn example(relay: busbar_client::Producer) -> Result<(), busbar_client::ClientError> {
+/// if let Some(last) = relay.last_stored(0).await? {
+///     println!("epoch {}, sequence {} at offset {}", last.epoch, last.sequence, last.offset);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LastStored {

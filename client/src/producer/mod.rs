@@ -257,6 +257,18 @@ impl Producer {
         self.handle.core.partitions()
     }
 
+    /// Bytes that a batch of the topic may have.
+    pub(crate) fn batch_bytes_max(&self) -> usize {
+        self.handle.batch_bytes_max
+    }
+
+    /// As [`Self::send`], without a span: the record stays as it is.
+    pub(crate) async fn send_as_it_is(&self, record: &Record) -> Result<Delivery, SendError> {
+        let begun = record.send_before_ms.map(|_| self.handle.core.cluster.env.now());
+        let taken = self.take(record).await?;
+        taken.map_or_else(|| self.handle.core.never_taken(record, begun), Ok)
+    }
+
     async fn take(&self, record: &Record) -> Result<Option<Delivery>, SendError> {
         let held_bytes = self.held_bytes(record)?;
         self.handle.core.take(record, held_bytes).await
@@ -275,6 +287,16 @@ impl Producer {
 }
 
 /// Options of a [`Producer`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use busbar_client::Compression;
+///
+/// let builder = client.producer("orders").compression(Compression::Lz4).linger(Duration::from_millis(2));
+/// let producer = builder.delivery_timeout(Duration::from_secs(10)).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct ProducerBuilder {

@@ -18,6 +18,13 @@ use busbar_proto::Reason;
 ///   1: at +0ns to node 1, no answer within 1.1s (the stream to node 1 ended: it closed the stream); sent again after 12ms
 ///   2: at +1.1s to node 2, acknowledged within 3ms
 /// ```
+///
+/// ```no_run
+/// # async fn example(producer: busbar_client::Producer) -> Result<(), Box<dyn std::error::Error>> {
+/// let report = producer.send("paid").await?.await?.report;
+/// println!("{} attempts in {:?}: {report}", report.attempt_count(), report.took());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryReport(Arc<Story>);
 
@@ -36,6 +43,14 @@ pub(crate) struct Story {
 }
 
 /// One sending of a batch to one broker.
+///
+/// ```no_run
+/// # fn example(report: busbar_client::DeliveryReport) {
+/// for attempt in report.attempts() {
+///     println!("{} to node {}: {:?}", attempt.number, attempt.node, attempt.verdict);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attempt {
@@ -54,6 +69,15 @@ pub struct Attempt {
 }
 
 /// What came of an attempt.
+///
+/// ```no_run
+/// # fn example(report: busbar_client::DeliveryReport) {
+/// use busbar_client::Verdict;
+///
+/// let silent = report.attempts().iter().filter(|attempt| matches!(attempt.verdict, Verdict::Unanswered { .. }));
+/// println!("{} attempts were left unanswered", silent.count());
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -76,6 +100,14 @@ pub enum Verdict {
 }
 
 /// What was done after an attempt.
+///
+/// ```no_run
+/// # fn example(report: busbar_client::DeliveryReport) {
+/// use busbar_client::NextStep;
+///
+/// let gave_up = report.attempts().last().is_some_and(|attempt| attempt.next == NextStep::GaveUp);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NextStep {

@@ -11,6 +11,13 @@ use crate::{
 };
 
 /// What a producer has done so far.
+///
+/// ```no_run
+/// # fn example(producer: busbar_client::Producer) {
+/// let stats = producer.stats();
+/// println!("{} of {} acknowledged, {} retries", stats.acknowledged, stats.records, stats.retries);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerStats {

@@ -23,6 +23,13 @@ use crate::{
 };
 
 /// A record is stored, as durably as its topic demands.
+///
+/// ```no_run
+/// # async fn example(producer: busbar_client::Producer) -> Result<(), Box<dyn std::error::Error>> {
+/// let delivered = producer.send("paid").await?.await?;
+/// println!("partition {}, offset {}", delivered.partition, delivered.offset);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
     /// The partition it was stored in.
@@ -36,6 +43,14 @@ pub struct Delivered {
 }
 
 /// Resolves when the record's fate is known. Dropping it does not take the record back. Cancel safe.
+///
+/// ```no_run
+/// # async fn example(producer: busbar_client::Producer) -> Result<(), Box<dyn std::error::Error>> {
+/// let first = producer.send("one").await?; // both are under way together
+/// let second = producer.send("two").await?;
+/// println!("{} and {}", first.await?.offset, second.await?.offset);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "a record is stored only once its delivery says so; await it, or drop it knowingly"]
 pub struct Delivery {

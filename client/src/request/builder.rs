@@ -25,6 +25,12 @@ use crate::{
 const IN_FLIGHT_DEFAULT: usize = 1 << 16;
 
 /// Options of a [`Requester`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let prices = client.requester("prices").in_flight(1000).reply_topic("answers").build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct RequesterBuilder {
@@ -126,6 +132,12 @@ impl RequesterBuilder {
 }
 
 /// Options of a [`Responder`]; `build` makes it.
+///
+/// ```no_run
+/// # async fn example(client: busbar_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let responder = client.responder("prices").partitions([0]).credit_bytes(1 << 20).build().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct ResponderBuilder {

@@ -11,6 +11,19 @@ use crate::{
 };
 
 /// A request got no proper reply.
+///
+/// ```no_run
+/// # async fn example(prices: busbar_client::Requester) {
+/// use std::time::Duration;
+/// use busbar_client::RequestError;
+///
+/// match prices.request("ACME", Duration::from_secs(2)).await {
+///     Ok(reply) => println!("{:?}", reply.value()),
+///     Err(RequestError::Failed { message, .. }) => println!("it says: {message}"),
+///     Err(error) => println!("may have been seen: {}", !error.has_no_side_effects()),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
@@ -124,6 +137,17 @@ impl ResponderError {
 }
 
 /// A reply was not taken.
+///
+/// ```no_run
+/// # async fn example(replier: busbar_client::Replier, record: busbar_client::ConsumedRecord) -> Result<(), busbar_client::ReplyError> {
+/// use busbar_client::ReplyError;
+///
+/// match replier.reply(&record, "12.50").await {
+///     Err(ReplyError::NotAsked) => println!("nobody waits for a reply"),
+///     taken => drop(taken?),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplyError {

@@ -50,6 +50,13 @@ pub struct Replier {
 }
 
 /// What a replier has done so far.
+///
+/// ```no_run
+/// # fn example(replier: busbar_client::Replier) {
+/// let stats = replier.stats();
+/// println!("{} replies, {} of them failures", stats.replies, stats.failures);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplierStats {

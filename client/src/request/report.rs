@@ -6,6 +6,14 @@ use super::headers::Correlation;
 use crate::{error::DeliveryError, producer::Delivered};
 
 /// How far a request came.
+///
+/// ```no_run
+/// # fn example(error: busbar_client::RequestError) {
+/// if let Some(report) = error.report() {
+///     println!("after {:?}: {report}", report.took());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestReport {
     pub(super) topic: Arc<str>,
@@ -15,6 +23,17 @@ pub struct RequestReport {
 }
 
 /// What is known of a request's delivery to its topic.
+///
+/// ```no_run
+/// # fn example(report: &busbar_client::RequestReport) {
+/// use busbar_client::RequestFate;
+///
+/// match report.fate() {
+///     RequestFate::Stored(delivered) => println!("a responder may have seen offset {}", delivered.offset),
+///     other => println!("{other:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RequestFate {

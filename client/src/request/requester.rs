@@ -102,6 +102,13 @@ pub(super) struct Core {
 }
 
 /// What a requester has done so far.
+///
+/// ```no_run
+/// # fn example(prices: busbar_client::Requester) {
+/// let stats = prices.stats();
+/// println!("{} of {} answered, {} too late", stats.replies, stats.requests, stats.late);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequesterStats {

@@ -55,6 +55,15 @@ pub(super) enum Source {
 }
 
 /// A record that asks for a reply. Reads as a [`ConsumedRecord`].
+///
+/// ```no_run
+/// # async fn example(request: busbar_client::Request) -> Result<(), Box<dyn std::error::Error>> {
+/// match request.value().as_ref() {
+///     b"ACME" => request.reply("12.50").await?.await?,
+///     _ => request.fail("no such share").await?.await?,
+/// };
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Request {
     record: Arc<ConsumedRecord>,

@@ -13,6 +13,7 @@ mod group_times;
 mod groups;
 mod guards;
 mod named;
+mod outbox;
 mod parked;
 mod producer;
 mod requests;

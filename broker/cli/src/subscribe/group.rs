@@ -7,8 +7,8 @@ use anyhow::Context;
 use busbar_client::{DeadLetter, GroupBuilder, GroupConsumer, Received};
 use busbar_proto::TopicName;
 
-use super::{Args, exec, print};
-use crate::{output::OutputArgs, signals::EndSignals};
+use super::{Args, print, silence::Silence};
+use crate::{exec::Exec, output::OutputArgs, signals::EndSignals};
 
 /// Lease of a record in our hands; renewed while its command runs.
 const LEASE: Duration = Duration::from_secs(30);
@@ -66,26 +66,33 @@ pub(super) async fn run(args: Args, mut signals: EndSignals) -> anyhow::Result<E
         () = signals.next() => return Ok(ExitCode::SUCCESS),
         consumer = args.group.apply(builder).build() => consumer?,
     };
-    let worked = work(&args, &mut consumer, &mut signals).await;
+    let worked = work(&args, &mut consumer, &mut signals, Silence::new(&client, &args.topic)).await;
     let closed = consumer.close().await;
     worked?;
     closed?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn work(args: &Args, consumer: &mut GroupConsumer, signals: &mut EndSignals) -> anyhow::Result<()> {
+async fn work(
+    args: &Args,
+    consumer: &mut GroupConsumer,
+    signals: &mut EndSignals,
+    mut silence: Silence<'_>,
+) -> anyhow::Result<()> {
+    let exec = args.group.exec.clone().map(Exec::new);
     let mut done = 0;
     while args.count.is_none_or(|count| done < count) {
         let record = tokio::select! {
             biased;
             () = signals.next() => return Ok(()),
             record = consumer.next() => record?,
+            () = silence.look() => continue,
         };
         let Some(record) = record else { return Ok(()) };
-        match &args.group.exec {
-            Some(command) => {
+        match &exec {
+            Some(exec) => {
                 let mut told_to_end = false;
-                let settling = execute(command, record);
+                let settling = execute(exec, record);
                 tokio::pin!(settling);
                 let acknowledged = loop {
                     tokio::select! {
@@ -116,26 +123,26 @@ fn acknowledge(record: Received, output: OutputArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the command for a record, and says what became of it; whether it was acknowledged.
-async fn execute(command: &str, record: Received) -> anyhow::Result<bool> {
-    let outcome = {
-        let mut run = pin!(exec::run(command, &record));
+/// Runs the command for a record, and says what became of it; whether it was acknowledged. A command that can't be
+/// started is an error of ours: no record would fare better.
+async fn execute(exec: &Exec, record: Received) -> anyhow::Result<bool> {
+    let status = {
+        let mut run = pin!(exec.run(&record, Some(record.attempt())));
         loop {
             match tokio::time::timeout(LEASE / 3, &mut run).await {
-                Ok(outcome) => break outcome?,
+                Ok(ended) => break ended?.status,
                 // Renewed in vain, it is somebody else's: the command is still waited for.
                 Err(_) => drop(record.extend(LEASE)),
             }
         }
     };
-    let succeeded = outcome.is_ok();
-    let settled = match outcome {
-        Ok(()) => record.ack(),
-        Err(reason) => record.nack_because(None, reason),
+    let settled = match status.success() {
+        true => record.ack(),
+        false => record.nack_because(None, format!("its command ended with {status}")),
     };
     if let Err(late) = settled {
         crate::output::diagnose(format_args!("{late}"));
         return Ok(false);
     }
-    Ok(succeeded)
+    Ok(status.success())
 }

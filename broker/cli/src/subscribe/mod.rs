@@ -1,14 +1,15 @@
 //! `busbar sub`: prints a topic's records, one a line, until `--count` are printed or a signal ends it. With `--group` as
 //! a member of a consumer group, see `group`.
 
-mod exec;
 mod group;
+mod silence;
 
 use std::{io, process::ExitCode};
 
 use busbar_client::{ConsumedRecord, Filter, FilterError, ReadFrom, StartAt};
 use busbar_proto::TopicName;
 
+use self::silence::Silence;
 use crate::{
     connection::ServerArgs,
     output::{self, Format, OutputArgs},
@@ -67,9 +68,15 @@ async fn print_records(args: Args) -> anyhow::Result<()> {
         builder = builder.partitions(vec![partition]);
     }
     let mut consumer = builder.build().await?;
+    let mut silence = Silence::new(&client, &args.topic);
     let mut printed = 0;
     while args.count.is_none_or(|count| printed < count) {
-        let Some(record) = consumer.next().await? else { break };
+        let next = tokio::select! {
+            biased;
+            next = consumer.next() => next?,
+            () = silence.look() => continue,
+        };
+        let Some(record) = next else { break };
         print(&record, args.output)?;
         printed += 1;
     }

@@ -1,0 +1,243 @@
+//! Where rows are handed to couriers, one for each topic, and where it is known what each partition has stored already.
+//!
+//! Invariant: before a relay's first row goes to a partition, that partition was asked what is stored there; a row that is
+//! stored is never sent, and one that is not is never passed over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    sync::Arc,
+    time::Duration,
+};
+
+use busbar_proto::Reason;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{OUTBOX_SEQUENCE_HEADER, error::RelayError, store::OutboxRow};
+use crate::{
+    cluster::Cluster,
+    courier::{Courier, Freight, Left, Undelivered},
+    error::ClientError,
+    record::Record,
+    retry::{Backoff, BackoffPolicy},
+};
+
+/// Topics that one relay writes to.
+const TOPICS_MAX: usize = 256;
+/// Partitions asked at a time what they have stored.
+const ASKED_AT_ONCE: usize = 16;
+/// A row is given up after that: brokers that are away are waited for.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// The couriers of one relay.
+#[derive(Debug)]
+pub(super) struct Desk {
+    cluster: Arc<Cluster>,
+    relay: String,
+    counters: BTreeMap<Arc<str>, Counter>,
+}
+
+/// One topic's.
+#[derive(Debug)]
+struct Counter {
+    courier: Courier,
+    /// By partition, once asked: the last row that is stored there.
+    stored: BTreeMap<u32, u64>,
+}
+
+/// A row on its way.
+#[derive(Debug)]
+struct Parcel {
+    sequence: u64,
+    topic: Arc<str>,
+    partition: u32,
+    record: Record,
+}
+
+/// What became of the rows that were handed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Relayed {
+    /// Everything up to this row is stored.
+    pub(super) up_to: u64,
+    /// Rows sent.
+    pub(super) sent: u64,
+    /// Rows that an earlier relay had stored.
+    pub(super) stored_before: u64,
+}
+
+impl Desk {
+    pub(super) fn new(cluster: Arc<Cluster>, relay: String) -> Self {
+        Self { cluster, relay, counters: BTreeMap::new() }
+    }
+
+    /// Takes rows from the front, as many as one delivery holds, and delivers those that are not stored yet.
+    pub(super) async fn relay(&mut self, rows: &mut &[OutboxRow]) -> Result<Relayed, RelayError> {
+        let (parcels, up_to) = self.load(rows).await?;
+        self.ask(&parcels).await?;
+        let count = parcels.len() as u64;
+        let is_new = |parcel: &Parcel| {
+            let stored = self.counters.get(&parcel.topic).and_then(|counter| counter.stored.get(&parcel.partition));
+            stored.is_none_or(|&stored| stored < parcel.sequence)
+        };
+        let fresh: Vec<Parcel> = parcels.into_iter().filter(is_new).collect();
+        let sent = fresh.len() as u64;
+        self.deliver(fresh).await?;
+        Ok(Relayed { up_to, sent, stored_before: count - sent })
+    }
+
+    /// The rows of one delivery, and the sequence of the last one.
+    async fn load(&mut self, rows: &mut &[OutboxRow]) -> Result<(Vec<Parcel>, u64), RelayError> {
+        let (mut freight, mut parcels, mut up_to) = (Freight::default(), Vec::new(), 0);
+        let now_ms = self.cluster.time_ms_unless_wrong();
+        while let Some((row, rest)) = rows.split_first() {
+            let (topic, courier) = self.courier(row).await?;
+            let mut record = row.record.clone();
+            record.send_before_ms = None;
+            record.note_times(|| now_ms);
+            let partition = record.partition.unwrap_or_else(|| courier.partition_of(record.key.as_ref(), row.sequence));
+            record.partition = Some(partition);
+            record.headers.push((OUTBOX_SEQUENCE_HEADER.to_owned(), row.sequence.to_string().into()));
+            if !freight.takes(&topic, partition, &record, courier.batch_bytes()) {
+                break;
+            }
+            parcels.push(Parcel { sequence: row.sequence, topic, partition, record });
+            (up_to, *rows) = (row.sequence, rest);
+        }
+        Ok((parcels, up_to))
+    }
+
+    /// The courier of a row's topic, who takes the name when there is none yet.
+    async fn courier(&mut self, row: &OutboxRow) -> Result<(Arc<str>, &Courier), RelayError> {
+        let topic: Arc<str> = row.topic.as_str().into();
+        if !self.counters.contains_key(&topic) {
+            let (sequence, limit) = (row.sequence, TOPICS_MAX);
+            if self.counters.len() >= limit {
+                return Err(RelayError::TooManyTopics { sequence, topic: row.topic.clone(), limit });
+            }
+            let open = || Courier::open(&self.cluster, &topic, format!("{}.{topic}", self.relay), PATIENCE);
+            let opened = retried(&self.cluster, open).await;
+            let courier = opened.map_err(|source| RelayError::Topic { sequence, topic: row.topic.clone(), source })?;
+            self.counters.insert(topic.clone(), Counter { courier, stored: BTreeMap::new() });
+        }
+        let counter = &self.counters[&topic];
+        Ok((topic, &counter.courier))
+    }
+
+    /// Asks the partitions that parcels go to, and that were not asked yet, what is stored there.
+    async fn ask(&mut self, parcels: &[Parcel]) -> Result<(), RelayError> {
+        let mut unknown = BTreeMap::new();
+        for parcel in parcels {
+            let counter = &self.counters[&parcel.topic];
+            // A partition that does not exist is told of when the record is refused.
+            if parcel.partition < counter.courier.partitions() && !counter.stored.contains_key(&parcel.partition) {
+                unknown.entry((parcel.topic.clone(), parcel.partition)).or_insert(parcel.sequence);
+            }
+        }
+        let asked = unknown.iter().map(|((topic, partition), sequence)| self.ask_one(topic, *partition, *sequence));
+        let asked: Vec<_> = asked.collect();
+        let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
+        for (topic, partition, stored) in answers {
+            if let Some(counter) = self.counters.get_mut(&topic) {
+                counter.stored.insert(partition, stored);
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_one(
+        &self,
+        topic: &Arc<str>,
+        partition: u32,
+        sequence: u64,
+    ) -> Result<(Arc<str>, u32, u64), RelayError> {
+        let courier = &self.counters[topic].courier;
+        let left = retried(&self.cluster, || courier.last(partition)).await;
+        let left = left.map_err(|source| self.refused(topic, sequence, source))?;
+        Ok((topic.clone(), partition, stored_up_to(&left, topic, partition)))
+    }
+
+    async fn deliver(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
+        let topics: BTreeSet<Arc<str>> = parcels.iter().map(|parcel| parcel.topic.clone()).collect();
+        let (counters, relay) = (&self.counters, &self.relay);
+        let deliveries = topics.iter().map(|topic| {
+            let of_topic = parcels.iter().filter(move |parcel| parcel.topic == *topic);
+            let (rows, records): (Vec<_>, Vec<_>) = of_topic.map(|row| (row.sequence, row.record.clone())).unzip();
+            async move {
+                let delivered = counters[topic].courier.deliver(&records).await;
+                delivered.map_err(|(place, error)| undelivered(relay, topic, rows[place], error))
+            }
+        });
+        // All are waited for, so that what is stored is known of each when one fails.
+        let outcomes = futures::future::join_all(deliveries).await;
+        outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
+        for parcel in parcels {
+            if let Some(counter) = self.counters.get_mut(&parcel.topic) {
+                counter.stored.insert(parcel.partition, parcel.sequence);
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, topic: &str, sequence: u64, source: ClientError) -> RelayError {
+        let topic = topic.to_owned();
+        match source.reason() {
+            Some(Reason::ProducerFenced) => RelayError::Fenced { relay: self.relay.clone(), topic },
+            _ => RelayError::Topic { sequence, topic, source },
+        }
+    }
+}
+
+/// Tries until it works, or never will: brokers that are away are waited for.
+async fn retried<T>(cluster: &Cluster, call: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let mut backoff = Backoff::new(BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) });
+    loop {
+        match call().await {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "the relay waits");
+                tokio::time::sleep(backoff.failed(cluster.env.random(), None)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// The last row that a partition has; 0 for none.
+fn stored_up_to(left: &Left, topic: &str, partition: u32) -> u64 {
+    match left {
+        Left::Nothing => 0,
+        Left::Record(record) => {
+            let sequence =
+                record.header(OUTBOX_SEQUENCE_HEADER).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+            sequence.unwrap_or_else(|| {
+                tracing::warn!(
+                    topic,
+                    partition,
+                    offset = record.offset(),
+                    "the relay's last record has no row's number"
+                );
+                0
+            })
+        }
+        Left::Removed { offset } => {
+            tracing::warn!(
+                topic,
+                partition,
+                offset,
+                "retention has removed the relay's last record: a row that was stored and not marked done is stored again"
+            );
+            0
+        }
+    }
+}
+
+fn undelivered(relay: &str, topic: &str, sequence: u64, error: Undelivered) -> RelayError {
+    let topic = topic.to_owned();
+    if error.is_fenced() {
+        return RelayError::Fenced { relay: relay.to_owned(), topic };
+    }
+    let source: Arc<dyn Error + Send + Sync> = match error {
+        Undelivered::Refused(error) => Arc::new(error),
+        Undelivered::Failed(error) => Arc::new(*error),
+    };
+    RelayError::Row { sequence, topic, source }
+}
