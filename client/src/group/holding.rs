@@ -236,6 +236,8 @@ impl Holding {
         let was_active = work.stage == Stage::Active;
         if was_active {
             work.stage = Stage::Ending { since: now, deadline, sealed: false };
+            // Others wait: the last commit is tried at once, whatever became of those before.
+            work.try_at = None;
         }
         was_active
     }
@@ -299,8 +301,9 @@ impl Holding {
     /// A snapshot is on record; whether commits were refused before.
     pub(super) fn committed(&self, snapshot: &Snapshot) -> (News, bool) {
         let mut work = self.work.lock();
-        let was_refused = work.try_at.take().is_some();
+        let was_refused = work.refused.failures() > 0;
         work.refused.succeeded();
+        work.try_at = None;
         let Some(open) = &mut work.open else { return (News::default(), was_refused) };
         open.window.committed(snapshot);
         (open.news(0), was_refused)

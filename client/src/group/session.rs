@@ -167,14 +167,14 @@ impl Member {
 
     async fn open_stream(&self, address: &Address) -> Result<Stream, Ended> {
         let channel = self.cluster.pool.news_channel(address).map_err(Ended::of_error)?;
+        let asked_at = Some(self.cluster.env.now());
         let (requests, queue) = mpsc::channel(REQUESTS);
         let stuck = |_| Ended::lost("the request queue of a new stream is full".to_owned());
         requests.try_send(request(Action::Join(self.join()))).map_err(stuck)?;
         let answer = pool::groups(channel).member(ReceiverStream::new(queue)).await;
         let events = answer.map_err(|status| self.refused(&status))?.into_inner();
         let heard_at = self.cluster.env.now();
-        let (asked_at, beat_every) = (Some(heard_at), JOIN_TIMEOUT);
-        Ok(Stream { requests: Some(requests), events, beat_every, heard_at, asked_at, joined: false })
+        Ok(Stream { requests: Some(requests), events, beat_every: JOIN_TIMEOUT, heard_at, asked_at, joined: false })
     }
 
     fn join(&self) -> Join {

@@ -120,19 +120,18 @@ impl<R> Window<R> {
             let phase = self.entries.get(&offset)?.phase;
             return matches!(phase, Phase::Announced { at } if at <= self.durable).then_some(offset);
         }
-        while may_try {
-            let offset = self.suspects.pop_first()?;
-            if self.is_over(offset, clock) {
-                self.give_up_expired(offset, clock);
-                continue;
+        let offset = loop {
+            let offset = if may_try { self.suspects.pop_first()? } else { return None };
+            match self.is_over(offset, clock) {
+                true => self.give_up_expired(offset, clock),
+                false => break offset,
             }
-            let at = self.change();
-            let entry = self.entries.get_mut(&offset)?;
-            entry.count(clock);
-            entry.phase = Phase::Announced { at };
-            self.trial = Some(offset);
-            break;
-        }
+        };
+        let at = self.change();
+        let entry = self.entries.get_mut(&offset)?;
+        entry.count(clock);
+        entry.phase = Phase::Announced { at };
+        self.trial = Some(offset);
         None
     }
 
