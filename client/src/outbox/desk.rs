@@ -11,7 +11,7 @@ use std::{
 };
 
 use busbar_proto::Reason;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::{join_all, try_join_all};
 
 use super::{OUTBOX_SEQUENCE_HEADER, error::RelayError, store::OutboxRow};
 use crate::{
@@ -112,8 +112,7 @@ impl Desk {
             if self.counters.len() >= limit {
                 return Err(RelayError::TooManyTopics { sequence, topic: row.topic.clone(), limit });
             }
-            let open = || Courier::open(&self.cluster, &topic, format!("{}.{topic}", self.relay), PATIENCE);
-            let opened = retried(&self.cluster, open).await;
+            let opened = self.open(&topic).await;
             let courier = opened.map_err(|source| RelayError::Topic { sequence, topic: row.topic.clone(), source })?;
             self.counters.insert(topic.clone(), Counter { courier, stored: BTreeMap::new() });
         }
@@ -131,15 +130,27 @@ impl Desk {
                 unknown.entry((parcel.topic.clone(), parcel.partition)).or_insert(parcel.sequence);
             }
         }
-        let asked = unknown.iter().map(|((topic, partition), sequence)| self.ask_one(topic, *partition, *sequence));
-        let asked: Vec<_> = asked.collect();
-        let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
-        for (topic, partition, stored) in answers {
-            if let Some(counter) = self.counters.get_mut(&topic) {
-                counter.stored.insert(partition, stored);
+        let unknown: Vec<_> = unknown.into_iter().map(|((topic, partition), row)| (topic, partition, row)).collect();
+        for some in unknown.chunks(ASKED_AT_ONCE) {
+            let asked: Vec<_> =
+                some.iter().map(|(topic, partition, row)| self.ask_one(topic, *partition, *row)).collect();
+            for (topic, partition, stored) in try_join_all(asked).await? {
+                if let Some(counter) = self.counters.get_mut(&topic) {
+                    counter.stored.insert(partition, stored);
+                }
             }
         }
         Ok(())
+    }
+
+    async fn open(&self, topic: &str) -> Result<Courier, ClientError> {
+        let mut persistence = Persistence::new(&self.cluster);
+        loop {
+            match Courier::open(&self.cluster, topic, format!("{}.{topic}", self.relay), PATIENCE).await {
+                Ok(courier) => return Ok(courier),
+                Err(error) => persistence.bear(error).await?,
+            }
+        }
     }
 
     async fn ask_one(
@@ -149,24 +160,21 @@ impl Desk {
         sequence: u64,
     ) -> Result<(Arc<str>, u32, u64), RelayError> {
         let courier = &self.counters[topic].courier;
-        let left = retried(&self.cluster, || courier.last(partition)).await;
-        let left = left.map_err(|source| self.refused(topic, sequence, source))?;
+        let mut persistence = Persistence::new(&self.cluster);
+        let left = loop {
+            match courier.last(partition).await {
+                Ok(left) => break left,
+                Err(error) => persistence.bear(error).await.map_err(|error| self.refused(topic, sequence, error))?,
+            }
+        };
         Ok((topic.clone(), partition, stored_up_to(&left, topic, partition)))
     }
 
     async fn deliver(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
-        let topics: BTreeSet<Arc<str>> = parcels.iter().map(|parcel| parcel.topic.clone()).collect();
-        let (counters, relay) = (&self.counters, &self.relay);
-        let deliveries = topics.iter().map(|topic| {
-            let of_topic = parcels.iter().filter(move |parcel| parcel.topic == *topic);
-            let (rows, records): (Vec<_>, Vec<_>) = of_topic.map(|row| (row.sequence, row.record.clone())).unzip();
-            async move {
-                let delivered = counters[topic].courier.deliver(&records).await;
-                delivered.map_err(|(place, error)| undelivered(relay, topic, rows[place], error))
-            }
-        });
+        let topics: BTreeSet<&Arc<str>> = parcels.iter().map(|parcel| &parcel.topic).collect();
+        let deliveries: Vec<_> = topics.into_iter().map(|topic| self.deliver_to(topic, &parcels)).collect();
         // All are waited for, so that what is stored is known of each when one fails.
-        let outcomes = futures::future::join_all(deliveries).await;
+        let outcomes = join_all(deliveries).await;
         outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
         for parcel in parcels {
             if let Some(counter) = self.counters.get_mut(&parcel.topic) {
@@ -174,6 +182,14 @@ impl Desk {
             }
         }
         Ok(())
+    }
+
+    /// Those of one topic.
+    async fn deliver_to(&self, topic: &Arc<str>, parcels: &[Parcel]) -> Result<(), RelayError> {
+        let of_topic = parcels.iter().filter(|parcel| parcel.topic == *topic);
+        let (rows, records): (Vec<_>, Vec<_>) = of_topic.map(|row| (row.sequence, row.record.clone())).unzip();
+        let delivered = self.counters[topic].courier.deliver(&records).await;
+        delivered.map_err(|(place, error)| undelivered(&self.relay, topic, rows[place], error))
     }
 
     fn refused(&self, topic: &str, sequence: u64, source: ClientError) -> RelayError {
@@ -185,17 +201,26 @@ impl Desk {
     }
 }
 
-/// Tries until it works, or never will: brokers that are away are waited for.
-async fn retried<T>(cluster: &Cluster, call: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
-    let mut backoff = Backoff::new(BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) });
-    loop {
-        match call().await {
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "the relay waits");
-                tokio::time::sleep(backoff.failed(cluster.env.random(), None)).await;
-            }
-            done => return done,
+/// Brokers that are away are waited for, with a growing pause.
+struct Persistence<'a> {
+    cluster: &'a Cluster,
+    backoff: Backoff,
+}
+
+impl<'a> Persistence<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let policy = BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+        Self { cluster, backoff: Backoff::new(policy) }
+    }
+
+    /// Waits after a failure; one that will not go away is given back.
+    async fn bear(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if !error.is_retryable() {
+            return Err(error);
         }
+        tracing::warn!(%error, "the relay waits");
+        tokio::time::sleep(self.backoff.failed(self.cluster.env.random(), None)).await;
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     error::Error,
     fmt,
     future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -153,17 +154,19 @@ impl<S: OutboxStore> Relay<S> {
     ///
     /// # Errors
     /// [`RelayError`]; every row that is not done is there for the next relay.
-    pub async fn run(&mut self) -> Result<(), RelayError> {
+    pub fn run(&mut self) -> impl Future<Output = Result<(), RelayError>> + Send {
         let (stop, patience) = (self.shared.stop.clone(), self.options.stop_timeout);
-        let out_of_patience = async {
-            stop.cancelled().await;
-            tokio::time::sleep(patience).await;
-        };
-        tokio::select! {
-            biased;
-            ended = self.work() => ended,
-            // What is under way is left to the next relay.
-            () = out_of_patience => Ok(()),
+        async move {
+            let out_of_patience = async {
+                stop.cancelled().await;
+                tokio::time::sleep(patience).await;
+            };
+            tokio::select! {
+                biased;
+                ended = self.work() => ended,
+                // What is under way is left to the next relay.
+                () = out_of_patience => Ok(()),
+            }
         }
     }
 
@@ -173,7 +176,7 @@ impl<S: OutboxStore> Relay<S> {
         while !self.shared.stop.is_cancelled() {
             let rows = self.fetch(position).await?;
             if rows.is_empty() {
-                self.wait().await;
+                wait(&self.shared, self.options.poll_interval).await;
                 continue;
             }
             check_order(position, &rows)?;
@@ -187,19 +190,10 @@ impl<S: OutboxStore> Relay<S> {
         Ok(())
     }
 
-    async fn wait(&self) {
-        let Shared { news, stop, .. } = &*self.shared;
-        tokio::select! {
-            () = news.notified() => {}
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(self.options.poll_interval) => {}
-        }
-    }
-
     async fn fetch(&mut self, after: u64) -> Result<Vec<OutboxRow>, RelayError> {
         let mut patience = Patience::new(&self.cluster, self.options.store_timeout);
         loop {
-            match self.store.pending(after, self.options.rows_max).await {
+            match erased(self.store.pending(after, self.options.rows_max)).await {
                 Ok(rows) => return Ok(rows),
                 Err(error) => patience.after("be read", error.into()).await?,
             }
@@ -209,7 +203,7 @@ impl<S: OutboxStore> Relay<S> {
     async fn mark(&mut self, relayed: Relayed) -> Result<(), RelayError> {
         let mut patience = Patience::new(&self.cluster, self.options.store_timeout);
         loop {
-            match self.store.done(relayed.up_to).await {
+            match erased(self.store.done(relayed.up_to)).await {
                 Ok(()) => break,
                 Err(error) => patience.after("be marked as relayed", error.into()).await?,
             }
@@ -219,6 +213,21 @@ impl<S: OutboxStore> Relay<S> {
         stored_before.fetch_add(relayed.stored_before, Ordering::Relaxed);
         done_up_to.fetch_max(relayed.up_to, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// A call of the store as a plain object: whatever is inside, the compiler need not look to know that it may be sent to
+/// another thread.
+fn erased<'a, T>(call: impl Future<Output = T> + Send + 'a) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    Box::pin(call)
+}
+
+/// Until there may be new rows. Not a method: a store need not be shared between threads.
+async fn wait(shared: &Shared, poll_interval: Duration) {
+    tokio::select! {
+        () = shared.news.notified() => {}
+        () = shared.stop.cancelled() => {}
+        () = tokio::time::sleep(poll_interval) => {}
     }
 }
 
