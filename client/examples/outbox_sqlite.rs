@@ -79,7 +79,7 @@ async fn main() -> anyhow::Result<()> {
     println!("{} events are left from last time", waiting(&database)?);
 
     let client = Client::connect(servers).await?;
-    let mut relay = client.outbox_relay("shop", SqliteOutbox(Connection::open(path)?)).build()?;
+    let mut relay = client.outbox_relay("shop-sqlite", SqliteOutbox(Connection::open(path)?)).build()?;
     let handle = relay.handle();
     let relaying = tokio::spawn(async move { relay.run().await });
 

@@ -1,7 +1,8 @@
 //! Where rows are handed to couriers, one for each topic, and where it is known what each partition has stored already.
 //!
-//! Invariant: before a relay's first row goes to a partition, that partition was asked what is stored there; a row that is
-//! stored is never sent, and one that is not is never passed over.
+//! Invariants: before a relay's first row goes to a partition, that partition was asked what is stored there; a row that is
+//! stored is never sent, and one that is not is never passed over. Nor are rows of another outbox that has the same name: the
+//! record that tells what is stored must be a row of this one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use futures::future::{join_all, try_join_all};
 use super::{OUTBOX_SEQUENCE_HEADER, error::RelayError, store::OutboxRow};
 use crate::{
     cluster::Cluster,
+    consumer::ConsumedRecord,
     courier::{Courier, Freight, Left, Undelivered},
     error::ClientError,
     record::Record,
@@ -43,6 +45,44 @@ struct Counter {
     courier: Courier,
     /// By partition, once asked: the last row that is stored there.
     stored: BTreeMap<u32, u64>,
+    /// By partition: the record that said so, until it was compared with its row.
+    witnesses: BTreeMap<u32, ConsumedRecord>,
+}
+
+/// Rows of one delivery: all of them up to one.
+#[derive(Debug)]
+pub(super) struct Load {
+    parcels: Vec<Parcel>,
+    up_to: u64,
+}
+
+/// Rows are about to be passed over as stored already, because this record is: the outbox must have that very row.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) sequence: u64,
+    /// The first row that would be passed over.
+    pub(super) first: u64,
+    topic: Arc<str>,
+    partition: u32,
+    witness: ConsumedRecord,
+}
+
+impl Doubt {
+    /// Whether this is the row that was stored.
+    pub(super) fn is_settled_by(&self, row: Option<&OutboxRow>) -> bool {
+        row.is_some_and(|row| {
+            row.sequence == self.sequence
+                && *row.topic == *self.topic
+                && row.record.key.as_ref() == self.witness.key()
+                && row.record.value == *self.witness.value()
+        })
+    }
+
+    pub(super) fn error(self, relay: &str) -> RelayError {
+        let Self { sequence, first: _, topic, partition, witness } = self;
+        let (relay, topic, offset) = (relay.to_owned(), topic.to_string(), witness.offset());
+        RelayError::AnotherOutbox { relay, topic, partition, offset, sequence }
+    }
 }
 
 /// A row on its way.
@@ -70,23 +110,47 @@ impl Desk {
         Self { cluster, relay, counters: BTreeMap::new() }
     }
 
-    /// Takes rows from the front, as many as one delivery holds, and delivers those that are not stored yet.
-    pub(super) async fn relay(&mut self, rows: &mut &[OutboxRow]) -> Result<Relayed, RelayError> {
-        let (parcels, up_to) = self.load(rows).await?;
-        self.ask(&parcels).await?;
+    /// Takes rows from the front, as many as one delivery holds, and finds out which of them are stored.
+    pub(super) async fn load(&mut self, rows: &mut &[OutboxRow]) -> Result<Load, RelayError> {
+        let load = self.fill(rows).await?;
+        self.ask(&load.parcels).await?;
+        Ok(load)
+    }
+
+    /// What must be made sure of before rows of this load are passed over.
+    pub(super) fn doubts(&mut self, load: &Load) -> Vec<Doubt> {
+        let mut doubts = Vec::new();
+        for parcel in &load.parcels {
+            if self.is_new(parcel) {
+                continue;
+            }
+            let Some(counter) = self.counters.get_mut(&parcel.topic) else { continue };
+            let (topic, partition) = (parcel.topic.clone(), parcel.partition);
+            let sequence = counter.stored.get(&partition).copied().unwrap_or(0);
+            let witness = counter.witnesses.remove(&partition);
+            let first = parcel.sequence;
+            doubts.extend(witness.map(|witness| Doubt { sequence, first, topic, partition, witness }));
+        }
+        doubts
+    }
+
+    /// Delivers what is not stored yet.
+    pub(super) async fn deliver(&mut self, load: Load) -> Result<Relayed, RelayError> {
+        let Load { parcels, up_to } = load;
         let count = parcels.len() as u64;
-        let is_new = |parcel: &Parcel| {
-            let stored = self.counters.get(&parcel.topic).and_then(|counter| counter.stored.get(&parcel.partition));
-            stored.is_none_or(|&stored| stored < parcel.sequence)
-        };
-        let fresh: Vec<Parcel> = parcels.into_iter().filter(is_new).collect();
+        let fresh: Vec<Parcel> = parcels.into_iter().filter(|parcel| self.is_new(parcel)).collect();
         let sent = fresh.len() as u64;
-        self.deliver(fresh).await?;
+        self.send(fresh).await?;
         Ok(Relayed { up_to, sent, stored_before: count - sent })
     }
 
+    fn is_new(&self, parcel: &Parcel) -> bool {
+        let stored = self.counters.get(&parcel.topic).and_then(|counter| counter.stored.get(&parcel.partition));
+        stored.is_none_or(|&stored| stored < parcel.sequence)
+    }
+
     /// The rows of one delivery, and the sequence of the last one.
-    async fn load(&mut self, rows: &mut &[OutboxRow]) -> Result<(Vec<Parcel>, u64), RelayError> {
+    async fn fill(&mut self, rows: &mut &[OutboxRow]) -> Result<Load, RelayError> {
         let (mut freight, mut parcels, mut up_to) = (Freight::default(), Vec::new(), 0);
         while let Some((row, rest)) = rows.split_first() {
             let (topic, courier) = self.courier(row).await?;
@@ -101,7 +165,7 @@ impl Desk {
             parcels.push(Parcel { sequence: row.sequence, topic, partition, record });
             (up_to, *rows) = (row.sequence, rest);
         }
-        Ok((parcels, up_to))
+        Ok(Load { parcels, up_to })
     }
 
     /// The courier of a row's topic, who takes the name when there is none yet.
@@ -114,7 +178,8 @@ impl Desk {
             }
             let opened = self.open(&topic).await;
             let courier = opened.map_err(|source| RelayError::Topic { sequence, topic: row.topic.clone(), source })?;
-            self.counters.insert(topic.clone(), Counter { courier, stored: BTreeMap::new() });
+            self.counters
+                .insert(topic.clone(), Counter { courier, stored: BTreeMap::new(), witnesses: BTreeMap::new() });
         }
         let counter = &self.counters[&topic];
         Ok((topic, &counter.courier))
@@ -134,9 +199,10 @@ impl Desk {
         for some in unknown.chunks(ASKED_AT_ONCE) {
             let asked: Vec<_> =
                 some.iter().map(|(topic, partition, row)| self.ask_one(topic, *partition, *row)).collect();
-            for (topic, partition, stored) in try_join_all(asked).await? {
+            for (topic, partition, stored, witness) in try_join_all(asked).await? {
                 if let Some(counter) = self.counters.get_mut(&topic) {
                     counter.stored.insert(partition, stored);
+                    counter.witnesses.extend(witness.map(|witness| (partition, witness)));
                 }
             }
         }
@@ -158,7 +224,7 @@ impl Desk {
         topic: &Arc<str>,
         partition: u32,
         sequence: u64,
-    ) -> Result<(Arc<str>, u32, u64), RelayError> {
+    ) -> Result<(Arc<str>, u32, u64, Option<ConsumedRecord>), RelayError> {
         let courier = &self.counters[topic].courier;
         let mut persistence = Persistence::new(&self.cluster);
         let left = loop {
@@ -167,10 +233,15 @@ impl Desk {
                 Err(error) => persistence.bear(error).await.map_err(|error| self.refused(topic, sequence, error))?,
             }
         };
-        Ok((topic.clone(), partition, stored_up_to(&left, topic, partition)))
+        let stored = stored_up_to(&left, topic, partition);
+        let witness = match left {
+            Left::Record(record) if stored > 0 => Some(record.detached()),
+            _ => None,
+        };
+        Ok((topic.clone(), partition, stored, witness))
     }
 
-    async fn deliver(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
+    async fn send(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
         let topics: BTreeSet<&Arc<str>> = parcels.iter().map(|parcel| &parcel.topic).collect();
         let deliveries: Vec<_> = topics.into_iter().map(|topic| self.deliver_to(topic, &parcels)).collect();
         // All are waited for, so that what is stored is known of each when one fails.

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    desk::{Desk, Relayed},
+    desk::{Desk, Doubt, Relayed},
     error::RelayError,
     store::{OutboxRow, OutboxStore},
 };
@@ -174,7 +174,7 @@ impl<S: OutboxStore> Relay<S> {
         let mut desk = Desk::new(self.cluster.clone(), self.options.name.clone());
         let mut position = 0;
         while !self.shared.stop.is_cancelled() {
-            let rows = self.fetch(position).await?;
+            let rows = self.fetch(position, self.options.rows_max).await?;
             if rows.is_empty() {
                 wait(&self.shared, self.options.poll_interval).await;
                 continue;
@@ -182,7 +182,11 @@ impl<S: OutboxStore> Relay<S> {
             check_order(position, &rows)?;
             let mut rest = &rows[..];
             while !rest.is_empty() && !self.shared.stop.is_cancelled() {
-                let relayed = desk.relay(&mut rest).await?;
+                let load = desk.load(&mut rest).await?;
+                for doubt in desk.doubts(&load) {
+                    self.settle(doubt).await?;
+                }
+                let relayed = desk.deliver(load).await?;
                 self.mark(relayed).await?;
                 position = relayed.up_to;
             }
@@ -190,10 +194,28 @@ impl<S: OutboxStore> Relay<S> {
         Ok(())
     }
 
-    async fn fetch(&mut self, after: u64) -> Result<Vec<OutboxRow>, RelayError> {
+    /// Makes sure that what is stored is a row of this outbox.
+    async fn settle(&mut self, doubt: Doubt) -> Result<(), RelayError> {
+        if doubt.is_settled_by(self.row(doubt.sequence).await?.as_ref()) {
+            return Ok(());
+        }
+        // A relay that was replaced a moment ago may have marked them done, but then all of them, as it marks up to a row.
+        match self.row(doubt.sequence).await?.is_none() && self.row(doubt.first).await?.is_none() {
+            true => Ok(()),
+            false => Err(doubt.error(&self.options.name)),
+        }
+    }
+
+    /// The row of this sequence, while it is not done.
+    async fn row(&mut self, sequence: u64) -> Result<Option<OutboxRow>, RelayError> {
+        let rows = self.fetch(sequence.saturating_sub(1), 1).await?;
+        Ok(rows.into_iter().next().filter(|row| row.sequence == sequence))
+    }
+
+    async fn fetch(&mut self, after: u64, limit: usize) -> Result<Vec<OutboxRow>, RelayError> {
         let mut patience = Patience::new(&self.cluster, self.options.store_timeout);
         loop {
-            match erased(self.store.pending(after, self.options.rows_max)).await {
+            match erased(self.store.pending(after, limit)).await {
                 Ok(rows) => return Ok(rows),
                 Err(error) => patience.after("be read", error.into()).await?,
             }
