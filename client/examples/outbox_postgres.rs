@@ -107,7 +107,7 @@ async fn main() -> anyhow::Result<()> {
     println!("{} events are left from last time", waiting(&orders).await?);
 
     let client = Client::connect(servers).await?;
-    let mut relay = client.outbox_relay("shop", PostgresOutbox(connect(&database).await?)).build()?;
+    let mut relay = client.outbox_relay("shop-postgres", PostgresOutbox(connect(&database).await?)).build()?;
     let handle = relay.handle();
     let relaying = tokio::spawn(async move { relay.run().await });
 

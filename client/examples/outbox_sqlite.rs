@@ -35,7 +35,7 @@ impl OutboxStore for SqliteOutbox {
         // SQLite's calls block: the other tasks of this thread move to another one meanwhile.
         tokio::task::block_in_place(|| {
             let sql = "SELECT seq, topic, key, value FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-            let mut select = self.0.prepare_cached(sql)?;
+            let mut select = self.0.prepare(sql)?;
             let rows = select.query_map(params![after as i64, limit as i64], |row| {
                 let (sequence, topic): (i64, String) = (row.get(0)?, row.get(1)?);
                 let (key, value): (Option<Vec<u8>>, Vec<u8>) = (row.get(2)?, row.get(3)?);
@@ -79,7 +79,7 @@ async fn main() -> anyhow::Result<()> {
     println!("{} events are left from last time", waiting(&database)?);
 
     let client = Client::connect(servers).await?;
-    let mut relay = client.outbox_relay("shop", SqliteOutbox(Connection::open(path)?)).build()?;
+    let mut relay = client.outbox_relay("shop-sqlite", SqliteOutbox(Connection::open(path)?)).build()?;
     let handle = relay.handle();
     let relaying = tokio::spawn(async move { relay.run().await });
 

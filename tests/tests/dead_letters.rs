@@ -173,6 +173,7 @@ async fn a_replay_that_is_cut_short_anywhere_is_finished_and_replays_nothing_twi
     producer.close().await?;
 
     let dead = client.dead_letters("orders.dlq");
+    let dead_once = dead.clone();
     let replay = || dead.replay(LetterSelection::waiting(), None);
     let (mut replayed, mut taken_up, mut crashes, mut steps) = (0, 0, 0, 1);
     let report = loop {
@@ -200,6 +201,12 @@ async fn a_replay_that_is_cut_short_anywhere_is_finished_and_replays_nothing_twi
     }
     numbers.sort_unstable();
     assert_eq!(numbers, (0..LETTERS).collect::<Vec<_>>());
+
+    // A replay may run on any thread.
+    assert_eq!(
+        tokio::spawn(async move { dead_once.replay(LetterSelection::waiting(), None).await }).await??.replayed(),
+        0
+    );
 
     // A second replay takes over from one that is under way, and that one says so.
     let again = || dead.replay(LetterSelection::all(), None);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use busbar_proto::{Offset, Reason, limits};
+use tokio::time::Instant;
 
 use super::{
     DeadLetters,
@@ -107,13 +108,19 @@ impl<'a> Replay<'a> {
     async fn open(dead: &'a DeadLetters) -> Result<Self, DeadLetterError> {
         let name = journal::name_of(&dead.topic);
         let cluster = &dead.cluster;
-        let writer = || Courier::open(cluster, &name, format!("dlq-replay.{}", dead.topic), PATIENCE);
-        let journal = match writer().await {
-            Err(error) if error.reason() == Some(Reason::UnknownTopic) => {
-                create(cluster, &dead.topic, &name).await?;
-                known(cluster, writer).await?
+        let writer = format!("dlq-replay.{}", dead.topic);
+        let mut hearsay = Hearsay::new(cluster);
+        let mut is_there = false;
+        let journal = loop {
+            match Courier::open(cluster, &name, writer.clone(), PATIENCE).await {
+                Ok(journal) => break journal,
+                Err(error) if is_there => hearsay.bear(error).await?,
+                Err(error) if error.reason() == Some(Reason::UnknownTopic) => {
+                    create(cluster, &dead.topic, &name).await?;
+                    is_there = true;
+                }
+                Err(error) => return Err(error.into()),
             }
-            opened => opened?,
         };
         // From here on no older replay writes there.
         let last = journal.last(0).await.map_err(|error| fenced_or(error, &dead.topic))?;
@@ -122,7 +129,12 @@ impl<'a> Replay<'a> {
             Left::Record(record) => record.offset() + 1,
             Left::Removed { offset } => offset + 1,
         };
-        let (mut spans, _) = known(cluster, || reading::bounds(cluster, &name)).await?;
+        let mut spans = loop {
+            match reading::bounds(cluster, &name).await {
+                Ok((spans, _)) => break spans,
+                Err(error) => hearsay.bear(error).await?,
+            }
+        };
         spans.iter_mut().for_each(|span| span.to = span.to.max(last));
         let history = reading::history(cluster, &name, spans).await?;
         Ok(Self { dead, journal, history, couriers: BTreeMap::new(), report: ReplayReport::default() })
@@ -131,17 +143,12 @@ impl<'a> Replay<'a> {
     /// Finishes what an earlier replay has begun.
     async fn take_up(&mut self) -> Result<(), DeadLetterError> {
         let Some((entry, batch)) = self.history.unfinished().cloned() else { return Ok(()) };
-        match known(&self.dead.cluster, || self.open_courier(&batch.to)).await {
-            // Its topic is gone, and all that was published there.
-            Err(error) if error.reason() == Some(Reason::UnknownTopic) => {}
-            Err(error) => return Err(error.into()),
-            Ok(courier) => {
-                self.couriers.insert(batch.to.clone(), courier);
-                let letters = self.letters_of(&batch).await?;
-                let missing = self.missing(entry, &batch.to, letters).await?;
-                self.report.taken_up += missing.len() as u64;
-                self.deliver(entry, &batch.to, &missing).await?;
-            }
+        if let Some(courier) = self.courier_if_there(&batch.to).await? {
+            self.couriers.insert(batch.to.clone(), courier);
+            let letters = self.letters_of(&batch).await?;
+            let missing = self.missing(entry, &batch.to, letters).await?;
+            self.report.taken_up += missing.len() as u64;
+            self.deliver(entry, &batch.to, &missing).await?;
         }
         self.end().await
     }
@@ -265,6 +272,21 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// `None` when the topic is gone, and all that was published there.
+    async fn courier_if_there(&self, to: &str) -> Result<Option<Courier>, ClientError> {
+        let mut hearsay = Hearsay::new(&self.dead.cluster);
+        loop {
+            let error = match self.open_courier(to).await {
+                Ok(courier) => return Ok(Some(courier)),
+                Err(error) => error,
+            };
+            match hearsay.bear(error).await {
+                Err(error) if error.reason() == Some(Reason::UnknownTopic) => return Ok(None),
+                waited => waited?,
+            }
+        }
+    }
+
     async fn open_courier(&self, to: &str) -> Result<Courier, ClientError> {
         Courier::open(&self.dead.cluster, to, format!("dlq-replay.{}.{to}", self.dead.topic), PATIENCE).await
     }
@@ -322,16 +344,25 @@ async fn create(cluster: &Arc<Cluster>, topic: &str, journal: &str) -> Result<()
     }
 }
 
-/// Nodes hear of a new topic one after the other.
-async fn known<T>(cluster: &Cluster, call: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
-    let deadline = cluster.env.now() + cluster.request_timeout;
-    let mut backoff = Backoff::new(BackoffPolicy::default());
-    loop {
-        match call().await {
-            Err(error) if error.reason() == Some(Reason::UnknownTopic) && cluster.env.now() < deadline => {
-                tokio::time::sleep(backoff.failed(cluster.env.random(), None)).await;
-            }
-            done => return done,
+/// Nodes hear of a new topic one after the other: one that does not know it is not believed at once.
+struct Hearsay<'a> {
+    cluster: &'a Cluster,
+    deadline: Instant,
+    backoff: Backoff,
+}
+
+impl<'a> Hearsay<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let deadline = cluster.env.now() + cluster.request_timeout;
+        Self { cluster, deadline, backoff: Backoff::new(BackoffPolicy::default()) }
+    }
+
+    /// Waits after such an answer; any other failure, and one too many, is given back.
+    async fn bear(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if error.reason() != Some(Reason::UnknownTopic) || self.cluster.env.now() >= self.deadline {
+            return Err(error);
         }
+        tokio::time::sleep(self.backoff.failed(self.cluster.env.random(), None)).await;
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Where rows are handed to couriers, one for each topic, and where it is known what each partition has stored already.
 //!
-//! Invariant: before a relay's first row goes to a partition, that partition was asked what is stored there; a row that is
-//! stored is never sent, and one that is not is never passed over.
+//! Invariants: before a relay's first row goes to a partition, that partition was asked what is stored there; a row that is
+//! stored is never sent, and one that is not is never passed over. Nor are rows of another outbox that has the same name: the
+//! record that tells what is stored must be a row of this one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +12,12 @@ use std::{
 };
 
 use busbar_proto::Reason;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::{join_all, try_join_all};
 
 use super::{OUTBOX_SEQUENCE_HEADER, error::RelayError, store::OutboxRow};
 use crate::{
     cluster::Cluster,
+    consumer::ConsumedRecord,
     courier::{Courier, Freight, Left, Undelivered},
     error::ClientError,
     record::Record,
@@ -43,6 +45,44 @@ struct Counter {
     courier: Courier,
     /// By partition, once asked: the last row that is stored there.
     stored: BTreeMap<u32, u64>,
+    /// By partition: the record that said so, until it was compared with its row.
+    witnesses: BTreeMap<u32, ConsumedRecord>,
+}
+
+/// Rows of one delivery: all of them up to one.
+#[derive(Debug)]
+pub(super) struct Load {
+    parcels: Vec<Parcel>,
+    up_to: u64,
+}
+
+/// Rows are about to be passed over as stored already, because this record is: the outbox must have that very row.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) sequence: u64,
+    /// The first row that would be passed over.
+    pub(super) first: u64,
+    topic: Arc<str>,
+    partition: u32,
+    witness: ConsumedRecord,
+}
+
+impl Doubt {
+    /// Whether this is the row that was stored.
+    pub(super) fn is_settled_by(&self, row: Option<&OutboxRow>) -> bool {
+        row.is_some_and(|row| {
+            row.sequence == self.sequence
+                && *row.topic == *self.topic
+                && row.record.key.as_ref() == self.witness.key()
+                && row.record.value == *self.witness.value()
+        })
+    }
+
+    pub(super) fn error(self, relay: &str) -> RelayError {
+        let Self { sequence, first: _, topic, partition, witness } = self;
+        let (relay, topic, offset) = (relay.to_owned(), topic.to_string(), witness.offset());
+        RelayError::AnotherOutbox { relay, topic, partition, offset, sequence }
+    }
 }
 
 /// A row on its way.
@@ -70,23 +110,47 @@ impl Desk {
         Self { cluster, relay, counters: BTreeMap::new() }
     }
 
-    /// Takes rows from the front, as many as one delivery holds, and delivers those that are not stored yet.
-    pub(super) async fn relay(&mut self, rows: &mut &[OutboxRow]) -> Result<Relayed, RelayError> {
-        let (parcels, up_to) = self.load(rows).await?;
-        self.ask(&parcels).await?;
+    /// Takes rows from the front, as many as one delivery holds, and finds out which of them are stored.
+    pub(super) async fn load(&mut self, rows: &mut &[OutboxRow]) -> Result<Load, RelayError> {
+        let load = self.fill(rows).await?;
+        self.ask(&load.parcels).await?;
+        Ok(load)
+    }
+
+    /// What must be made sure of before rows of this load are passed over.
+    pub(super) fn doubts(&mut self, load: &Load) -> Vec<Doubt> {
+        let mut doubts = Vec::new();
+        for parcel in &load.parcels {
+            if self.is_new(parcel) {
+                continue;
+            }
+            let Some(counter) = self.counters.get_mut(&parcel.topic) else { continue };
+            let (topic, partition) = (parcel.topic.clone(), parcel.partition);
+            let sequence = counter.stored.get(&partition).copied().unwrap_or(0);
+            let witness = counter.witnesses.remove(&partition);
+            let first = parcel.sequence;
+            doubts.extend(witness.map(|witness| Doubt { sequence, first, topic, partition, witness }));
+        }
+        doubts
+    }
+
+    /// Delivers what is not stored yet.
+    pub(super) async fn deliver(&mut self, load: Load) -> Result<Relayed, RelayError> {
+        let Load { parcels, up_to } = load;
         let count = parcels.len() as u64;
-        let is_new = |parcel: &Parcel| {
-            let stored = self.counters.get(&parcel.topic).and_then(|counter| counter.stored.get(&parcel.partition));
-            stored.is_none_or(|&stored| stored < parcel.sequence)
-        };
-        let fresh: Vec<Parcel> = parcels.into_iter().filter(is_new).collect();
+        let fresh: Vec<Parcel> = parcels.into_iter().filter(|parcel| self.is_new(parcel)).collect();
         let sent = fresh.len() as u64;
-        self.deliver(fresh).await?;
+        self.send(fresh).await?;
         Ok(Relayed { up_to, sent, stored_before: count - sent })
     }
 
+    fn is_new(&self, parcel: &Parcel) -> bool {
+        let stored = self.counters.get(&parcel.topic).and_then(|counter| counter.stored.get(&parcel.partition));
+        stored.is_none_or(|&stored| stored < parcel.sequence)
+    }
+
     /// The rows of one delivery, and the sequence of the last one.
-    async fn load(&mut self, rows: &mut &[OutboxRow]) -> Result<(Vec<Parcel>, u64), RelayError> {
+    async fn fill(&mut self, rows: &mut &[OutboxRow]) -> Result<Load, RelayError> {
         let (mut freight, mut parcels, mut up_to) = (Freight::default(), Vec::new(), 0);
         let now_ms = self.cluster.time_ms_unless_wrong();
         while let Some((row, rest)) = rows.split_first() {
@@ -103,7 +167,7 @@ impl Desk {
             parcels.push(Parcel { sequence: row.sequence, topic, partition, record });
             (up_to, *rows) = (row.sequence, rest);
         }
-        Ok((parcels, up_to))
+        Ok(Load { parcels, up_to })
     }
 
     /// The courier of a row's topic, who takes the name when there is none yet.
@@ -114,10 +178,10 @@ impl Desk {
             if self.counters.len() >= limit {
                 return Err(RelayError::TooManyTopics { sequence, topic: row.topic.clone(), limit });
             }
-            let open = || Courier::open(&self.cluster, &topic, format!("{}.{topic}", self.relay), PATIENCE);
-            let opened = retried(&self.cluster, open).await;
+            let opened = self.open(&topic).await;
             let courier = opened.map_err(|source| RelayError::Topic { sequence, topic: row.topic.clone(), source })?;
-            self.counters.insert(topic.clone(), Counter { courier, stored: BTreeMap::new() });
+            self.counters
+                .insert(topic.clone(), Counter { courier, stored: BTreeMap::new(), witnesses: BTreeMap::new() });
         }
         let counter = &self.counters[&topic];
         Ok((topic, &counter.courier))
@@ -133,15 +197,28 @@ impl Desk {
                 unknown.entry((parcel.topic.clone(), parcel.partition)).or_insert(parcel.sequence);
             }
         }
-        let asked = unknown.iter().map(|((topic, partition), sequence)| self.ask_one(topic, *partition, *sequence));
-        let asked: Vec<_> = asked.collect();
-        let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
-        for (topic, partition, stored) in answers {
-            if let Some(counter) = self.counters.get_mut(&topic) {
-                counter.stored.insert(partition, stored);
+        let unknown: Vec<_> = unknown.into_iter().map(|((topic, partition), row)| (topic, partition, row)).collect();
+        for some in unknown.chunks(ASKED_AT_ONCE) {
+            let asked: Vec<_> =
+                some.iter().map(|(topic, partition, row)| self.ask_one(topic, *partition, *row)).collect();
+            for (topic, partition, stored, witness) in try_join_all(asked).await? {
+                if let Some(counter) = self.counters.get_mut(&topic) {
+                    counter.stored.insert(partition, stored);
+                    counter.witnesses.extend(witness.map(|witness| (partition, witness)));
+                }
             }
         }
         Ok(())
+    }
+
+    async fn open(&self, topic: &str) -> Result<Courier, ClientError> {
+        let mut persistence = Persistence::new(&self.cluster);
+        loop {
+            match Courier::open(&self.cluster, topic, format!("{}.{topic}", self.relay), PATIENCE).await {
+                Ok(courier) => return Ok(courier),
+                Err(error) => persistence.bear(error).await?,
+            }
+        }
     }
 
     async fn ask_one(
@@ -149,26 +226,28 @@ impl Desk {
         topic: &Arc<str>,
         partition: u32,
         sequence: u64,
-    ) -> Result<(Arc<str>, u32, u64), RelayError> {
+    ) -> Result<(Arc<str>, u32, u64, Option<ConsumedRecord>), RelayError> {
         let courier = &self.counters[topic].courier;
-        let left = retried(&self.cluster, || courier.last(partition)).await;
-        let left = left.map_err(|source| self.refused(topic, sequence, source))?;
-        Ok((topic.clone(), partition, stored_up_to(&left, topic, partition)))
+        let mut persistence = Persistence::new(&self.cluster);
+        let left = loop {
+            match courier.last(partition).await {
+                Ok(left) => break left,
+                Err(error) => persistence.bear(error).await.map_err(|error| self.refused(topic, sequence, error))?,
+            }
+        };
+        let stored = stored_up_to(&left, topic, partition);
+        let witness = match left {
+            Left::Record(record) if stored > 0 => Some(record.detached()),
+            _ => None,
+        };
+        Ok((topic.clone(), partition, stored, witness))
     }
 
-    async fn deliver(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
-        let topics: BTreeSet<Arc<str>> = parcels.iter().map(|parcel| parcel.topic.clone()).collect();
-        let (counters, relay) = (&self.counters, &self.relay);
-        let deliveries = topics.iter().map(|topic| {
-            let of_topic = parcels.iter().filter(move |parcel| parcel.topic == *topic);
-            let (rows, records): (Vec<_>, Vec<_>) = of_topic.map(|row| (row.sequence, row.record.clone())).unzip();
-            async move {
-                let delivered = counters[topic].courier.deliver(&records).await;
-                delivered.map_err(|(place, error)| undelivered(relay, topic, rows[place], error))
-            }
-        });
+    async fn send(&mut self, parcels: Vec<Parcel>) -> Result<(), RelayError> {
+        let topics: BTreeSet<&Arc<str>> = parcels.iter().map(|parcel| &parcel.topic).collect();
+        let deliveries: Vec<_> = topics.into_iter().map(|topic| self.deliver_to(topic, &parcels)).collect();
         // All are waited for, so that what is stored is known of each when one fails.
-        let outcomes = futures::future::join_all(deliveries).await;
+        let outcomes = join_all(deliveries).await;
         outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
         for parcel in parcels {
             if let Some(counter) = self.counters.get_mut(&parcel.topic) {
@@ -176,6 +255,14 @@ impl Desk {
             }
         }
         Ok(())
+    }
+
+    /// Those of one topic.
+    async fn deliver_to(&self, topic: &Arc<str>, parcels: &[Parcel]) -> Result<(), RelayError> {
+        let of_topic = parcels.iter().filter(|parcel| parcel.topic == *topic);
+        let (rows, records): (Vec<_>, Vec<_>) = of_topic.map(|row| (row.sequence, row.record.clone())).unzip();
+        let delivered = self.counters[topic].courier.deliver(&records).await;
+        delivered.map_err(|(place, error)| undelivered(&self.relay, topic, rows[place], error))
     }
 
     fn refused(&self, topic: &str, sequence: u64, source: ClientError) -> RelayError {
@@ -187,17 +274,26 @@ impl Desk {
     }
 }
 
-/// Tries until it works, or never will: brokers that are away are waited for.
-async fn retried<T>(cluster: &Cluster, call: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
-    let mut backoff = Backoff::new(BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) });
-    loop {
-        match call().await {
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "the relay waits");
-                tokio::time::sleep(backoff.failed(cluster.env.random(), None)).await;
-            }
-            done => return done,
+/// Brokers that are away are waited for, with a growing pause.
+struct Persistence<'a> {
+    cluster: &'a Cluster,
+    backoff: Backoff,
+}
+
+impl<'a> Persistence<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let policy = BackoffPolicy { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
+        Self { cluster, backoff: Backoff::new(policy) }
+    }
+
+    /// Waits after a failure; one that will not go away is given back.
+    async fn bear(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if !error.is_retryable() {
+            return Err(error);
         }
+        tracing::warn!(%error, "the relay waits");
+        tokio::time::sleep(self.backoff.failed(self.cluster.env.random(), None)).await;
+        Ok(())
     }
 }
 

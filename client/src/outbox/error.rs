@@ -68,6 +68,24 @@ pub enum RelayError {
         /// Why not.
         source: Arc<dyn Error + Send + Sync>,
     },
+    /// What is stored under the relay's name is of another outbox: of another database, or of one that was made anew or
+    /// restored, and began to count again. Going on would pass over rows that were never stored. Give each outbox a name of
+    /// its own, and a new one when its sequences begin anew.
+    #[error(
+        "relay {relay:?}: offset {offset} of {topic}/{partition} is row {sequence} of another outbox of that name; give this one another name"
+    )]
+    AnotherOutbox {
+        /// The relay's name.
+        relay: String,
+        /// Where the other's row is stored.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The offset.
+        offset: u64,
+        /// The sequence that it has.
+        sequence: u64,
+    },
     /// Rows for more topics than one relay writes to.
     #[error("row {sequence} is for topic {topic:?}, one more than the {limit} that a relay writes to")]
     TooManyTopics {
@@ -86,7 +104,8 @@ impl RelayError {
         match self {
             Self::Store { .. } => true,
             Self::Topic { source, .. } => source.is_retryable(),
-            Self::Fenced { .. } | Self::Disorder { .. } | Self::Row { .. } | Self::TooManyTopics { .. } => false,
+            Self::Fenced { .. } | Self::Disorder { .. } | Self::Row { .. } => false,
+            Self::AnotherOutbox { .. } | Self::TooManyTopics { .. } => false,
         }
     }
 }

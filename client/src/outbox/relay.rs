@@ -6,6 +6,7 @@ use std::{
     error::Error,
     fmt,
     future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    desk::{Desk, Relayed},
+    desk::{Desk, Doubt, Relayed},
     error::RelayError,
     store::{OutboxRow, OutboxStore},
 };
@@ -153,17 +154,19 @@ impl<S: OutboxStore> Relay<S> {
     ///
     /// # Errors
     /// [`RelayError`]; every row that is not done is there for the next relay.
-    pub async fn run(&mut self) -> Result<(), RelayError> {
+    pub fn run(&mut self) -> impl Future<Output = Result<(), RelayError>> + Send {
         let (stop, patience) = (self.shared.stop.clone(), self.options.stop_timeout);
-        let out_of_patience = async {
-            stop.cancelled().await;
-            tokio::time::sleep(patience).await;
-        };
-        tokio::select! {
-            biased;
-            ended = self.work() => ended,
-            // What is under way is left to the next relay.
-            () = out_of_patience => Ok(()),
+        async move {
+            let out_of_patience = async {
+                stop.cancelled().await;
+                tokio::time::sleep(patience).await;
+            };
+            tokio::select! {
+                biased;
+                ended = self.work() => ended,
+                // What is under way is left to the next relay.
+                () = out_of_patience => Ok(()),
+            }
         }
     }
 
@@ -171,15 +174,19 @@ impl<S: OutboxStore> Relay<S> {
         let mut desk = Desk::new(self.cluster.clone(), self.options.name.clone());
         let mut position = 0;
         while !self.shared.stop.is_cancelled() {
-            let rows = self.fetch(position).await?;
+            let rows = self.fetch(position, self.options.rows_max).await?;
             if rows.is_empty() {
-                self.wait().await;
+                wait(&self.shared, self.options.poll_interval).await;
                 continue;
             }
             check_order(position, &rows)?;
             let mut rest = &rows[..];
             while !rest.is_empty() && !self.shared.stop.is_cancelled() {
-                let relayed = desk.relay(&mut rest).await?;
+                let load = desk.load(&mut rest).await?;
+                for doubt in desk.doubts(&load) {
+                    self.settle(doubt).await?;
+                }
+                let relayed = desk.deliver(load).await?;
                 self.mark(relayed).await?;
                 position = relayed.up_to;
             }
@@ -187,19 +194,28 @@ impl<S: OutboxStore> Relay<S> {
         Ok(())
     }
 
-    async fn wait(&self) {
-        let Shared { news, stop, .. } = &*self.shared;
-        tokio::select! {
-            () = news.notified() => {}
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(self.options.poll_interval) => {}
+    /// Makes sure that what is stored is a row of this outbox.
+    async fn settle(&mut self, doubt: Doubt) -> Result<(), RelayError> {
+        if doubt.is_settled_by(self.row(doubt.sequence).await?.as_ref()) {
+            return Ok(());
+        }
+        // A relay that was replaced a moment ago may have marked them done, but then all of them, as it marks up to a row.
+        match self.row(doubt.sequence).await?.is_none() && self.row(doubt.first).await?.is_none() {
+            true => Ok(()),
+            false => Err(doubt.error(&self.options.name)),
         }
     }
 
-    async fn fetch(&mut self, after: u64) -> Result<Vec<OutboxRow>, RelayError> {
+    /// The row of this sequence, while it is not done.
+    async fn row(&mut self, sequence: u64) -> Result<Option<OutboxRow>, RelayError> {
+        let rows = self.fetch(sequence.saturating_sub(1), 1).await?;
+        Ok(rows.into_iter().next().filter(|row| row.sequence == sequence))
+    }
+
+    async fn fetch(&mut self, after: u64, limit: usize) -> Result<Vec<OutboxRow>, RelayError> {
         let mut patience = Patience::new(&self.cluster, self.options.store_timeout);
         loop {
-            match self.store.pending(after, self.options.rows_max).await {
+            match erased(self.store.pending(after, limit)).await {
                 Ok(rows) => return Ok(rows),
                 Err(error) => patience.after("be read", error.into()).await?,
             }
@@ -209,7 +225,7 @@ impl<S: OutboxStore> Relay<S> {
     async fn mark(&mut self, relayed: Relayed) -> Result<(), RelayError> {
         let mut patience = Patience::new(&self.cluster, self.options.store_timeout);
         loop {
-            match self.store.done(relayed.up_to).await {
+            match erased(self.store.done(relayed.up_to)).await {
                 Ok(()) => break,
                 Err(error) => patience.after("be marked as relayed", error.into()).await?,
             }
@@ -219,6 +235,21 @@ impl<S: OutboxStore> Relay<S> {
         stored_before.fetch_add(relayed.stored_before, Ordering::Relaxed);
         done_up_to.fetch_max(relayed.up_to, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// A call of the store as a plain object: whatever is inside, the compiler need not look to know that it may be sent to
+/// another thread.
+fn erased<'a, T>(call: impl Future<Output = T> + Send + 'a) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    Box::pin(call)
+}
+
+/// Until there may be new rows. Not a method: a store need not be shared between threads.
+async fn wait(shared: &Shared, poll_interval: Duration) {
+    tokio::select! {
+        () = shared.news.notified() => {}
+        () = shared.stop.cancelled() => {}
+        () = tokio::time::sleep(poll_interval) => {}
     }
 }
 
