@@ -170,7 +170,7 @@ async fn a_broker_that_tells_another_time_is_followed() {
     let mut consumer = joined(member(&client)).await;
     assert_eq!(work(&mut consumer, 1).await, [(0, 1)]);
     assert_eq!(consumer.clock_ahead_ms(), 0);
-    cluster.edit_all(|state| state.clock_ahead_ms = HOUR_MS as u64);
+    cluster.edit_all(|state| state.clock_ahead_ms = HOUR_MS);
     assert_eq!(value(&mut consumer).await, "late", "with the next heartbeat");
 }
 

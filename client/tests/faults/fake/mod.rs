@@ -171,7 +171,7 @@ impl State {
     /// By the brokers' clock.
     pub(crate) fn time_ms(&self) -> i64 {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-        since_epoch.as_millis() as i64 + self.clock_ahead_ms as i64
+        since_epoch.as_millis() as i64 + self.clock_ahead_ms
     }
 
     fn topic(&self, name: &str) -> Option<v1::Topic> {
