@@ -101,10 +101,8 @@ impl Core {
     /// no later than the window reckons with; a broker that refuses even that has another clock.
     fn compare_clocks(&self, shard: &Shard, attempt: AttemptId, now: Instant) {
         let refused = shard.window.flights().find(|flight| flight.attempt_id() == attempt);
-        let Some(deadlines) = refused.map(|flight| flight.deadlines).filter(|known| known.earliest() > now) else {
-            return;
-        };
-        let left = self.told(deadlines).saturating_duration_since(now);
+        let Some(flight) = refused.filter(|flight| flight.deadlines.earliest() > now) else { return };
+        let left = self.told(flight.deadlines, flight.attempts).saturating_duration_since(now);
         if left <= CLOCK_SKEW {
             self.doubted.store(true, Ordering::Relaxed);
         } else if !self.skewed.swap(true, Ordering::Relaxed) {
@@ -115,9 +113,9 @@ impl Core {
         }
     }
 
-    /// The deadline that brokers are told of a batch.
-    pub(super) fn told(&self, deadlines: Deadlines) -> Instant {
-        match self.doubted.load(Ordering::Relaxed) {
+    /// The deadline that a broker is told of an attempt of a batch.
+    pub(super) fn told(&self, deadlines: Deadlines, attempts: u32) -> Instant {
+        match attempts > 1 && self.doubted.load(Ordering::Relaxed) {
             false => deadlines.earliest(),
             true => deadlines.copies_until(),
         }

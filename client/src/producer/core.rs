@@ -80,7 +80,7 @@ pub(crate) struct Core {
     pub(super) alarm: Alarm,
     /// Somebody is asking for a producer id.
     pub(super) identifying: AtomicBool,
-    /// A broker called a deadline passed a little early: whether its clock is off, the next one tells.
+    /// A broker called a deadline passed early: whether its clock is far off, another attempt tells.
     pub(super) doubted: AtomicBool,
     /// A broker's clock disagrees with ours so much that deadlines are not sent any more.
     pub(super) skewed: AtomicBool,
@@ -186,7 +186,7 @@ impl Core {
             let Some(flight) = shard.send(&link, now) else { break };
             self.counters.sent(flight.attempts);
             let correlation = Correlation { partition, attempt: flight.attempt_id() };
-            let request = self.request(correlation, &flight.batch, self.told(flight.deadlines));
+            let request = self.request(correlation, &flight.batch, self.told(flight.deadlines, flight.attempts));
             if !link.put(Outgoing { request, ticket: flight.batch.ticket.clone() }) {
                 shard.link = None;
                 shard.link_lost(link.id, &link.closed(), self.clock(now));
