@@ -14,6 +14,13 @@ pub const ERROR_DOMAIN: &str = "busbar";
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $code:ident, retry: $retry:literal, unstored: $unstored:literal;)*) => {
         /// Why a request was refused; `docs/ERRORS.md` lists them.
+        ///
+        /// ```
+        /// use busbar_proto::Reason;
+        ///
+        /// assert_eq!(Reason::from_text("NOT_LEADER"), Some(Reason::NotLeader));
+        /// assert!(Reason::NotLeader.is_retryable());
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[$doc])* $name,)*
@@ -113,6 +120,13 @@ reasons! {
 }
 
 /// A refusal: the reason and what a person needs to act on it.
+///
+/// ```
+/// use busbar_proto::{Reason, Refusal};
+///
+/// let refusal = Refusal::new(Reason::DiskFull, "97 % of the disk are used");
+/// assert_eq!(Refusal::from_wire(refusal.to_wire()), refusal);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {

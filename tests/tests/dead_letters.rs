@@ -125,6 +125,15 @@ async fn letters_are_listed_shown_and_replayed_once() -> anyhow::Result<()> {
     let elsewhere = busbar.json(&["replay", "orders.dlq", "--all", "--to", "archive"]).await?;
     assert_eq!(elsewhere["to"], json!([{ "topic": "archive", "letters": 4 }]));
     assert_eq!(stored(&client, "archive").await?[&0].len(), 4);
+
+    // What was replayed of a topic says nothing of the next one of its name.
+    client.admin().delete_topic("orders.dlq").await?;
+    client.admin().create_topic("orders.dlq", TopicOptions::default()).await?;
+    let producer = client.producer("orders.dlq").build().await?;
+    producer.send(letter(0, 0)).await?.await?;
+    producer.close().await?;
+    assert_eq!(busbar.json(&["list"]).await?["topics"][0]["replayed"], json!(0));
+    assert_eq!(busbar.json(&["replay", "orders.dlq"]).await?["replayed"], json!(1));
     let unknown = busbar.ran(&["replay", "order.dlq"]).await?;
     ensure!(unknown.code == Some(1) && unknown.stderr.contains("orders.dlq"), "{unknown:?}");
     cluster.finish().await

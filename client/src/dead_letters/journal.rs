@@ -3,14 +3,16 @@
 //! only the last one may be unfinished, and an `end` says that it is not.
 //!
 //! ```text
-//!  3 17-25,30 orders      letters 17 to 25 and 30 of partition 3 are published to "orders" now
-//!  3 31-40 orders         .. they were; these now
-//!  end                    .. and these were
+//!  5f0c..e1 3 17-25,30 orders      letters 17 to 25 and 30 of partition 3 are published to "orders" now
+//!  5f0c..e1 3 31-40 orders         .. they were; these now
+//!  end                             .. and these were
 //! ```
+//! The first word is the id of the topic of dead letters: what was replayed of a topic that was deleted says nothing of
+//! another one of its name.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use busbar_proto::Offset;
+use busbar_proto::{Offset, TopicId};
 
 use crate::group::Ranges;
 
@@ -34,6 +36,8 @@ pub(super) enum Entry {
 /// Letters of one partition that are published to one topic together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
+    /// The id of the letters' topic.
+    pub(super) of: TopicId,
     /// The letters' partition.
     pub(super) partition: u32,
     pub(super) letters: Ranges,
@@ -47,8 +51,8 @@ pub(super) struct NoEntry(String);
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Replay(Batch { partition, letters, to }) = self else { return f.write_str("end") };
-        write!(f, "{partition} ")?;
+        let Self::Replay(Batch { of, partition, letters, to }) = self else { return f.write_str("end") };
+        write!(f, "{of} {partition} ")?;
         for (place, (start, end)) in letters.iter().enumerate() {
             let (first, last) = (start.get(), end.get() - 1);
             f.write_str(if place == 0 { "" } else { "," })?;
@@ -70,10 +74,12 @@ impl FromStr for Entry {
             return Ok(Self::End);
         }
         let mut words = text.split(' ');
-        let (Some(partition), Some(offsets), Some(to), None) = (words.next(), words.next(), words.next(), words.next())
-        else {
+        let mut word = || words.next().ok_or_else(no_entry);
+        let (of, partition, offsets, to) = (word()?, word()?, word()?, word()?);
+        if words.next().is_some() {
             return Err(no_entry());
-        };
+        }
+        let of = of.parse().map_err(|_| no_entry())?;
         let number = |text: &str| text.parse::<u64>().ok().filter(|&offset| offset < u64::MAX);
         let mut letters = Ranges::default();
         for range in offsets.split(',') {
@@ -85,7 +91,7 @@ impl FromStr for Entry {
             letters.insert(Offset::new(first), Offset::new(last + 1));
         }
         let partition = partition.parse().map_err(|_| no_entry())?;
-        Ok(Self::Replay(Batch { partition, letters, to: to.to_owned() }))
+        Ok(Self::Replay(Batch { of, partition, letters, to: to.to_owned() }))
     }
 }
 
@@ -98,10 +104,11 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Takes over the entry at `offset`, which comes after all others.
-    pub(super) fn add(&mut self, offset: u64, entry: Entry) {
+    /// Takes over the entry at `offset`, which comes after all others; `topic` is the one of dead letters as it is now.
+    pub(super) fn add(&mut self, topic: TopicId, offset: u64, entry: Entry) {
         self.open = match entry {
             Entry::End => None,
+            Entry::Replay(batch) if batch.of != topic => None,
             Entry::Replay(batch) => {
                 let replayed = self.replayed.entry(batch.partition).or_default();
                 batch.letters.iter().for_each(|(start, end)| replayed.insert(start, end));
@@ -127,6 +134,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: TopicId = TopicId::from_bytes([0xab; 16]);
+
     proptest! {
         #[test]
         fn entries_are_read_as_they_were_written(
@@ -138,12 +147,12 @@ mod tests {
             for (start, length) in offsets {
                 letters.insert(Offset::new(start), Offset::new(start + length));
             }
-            let entry = Entry::Replay(Batch { partition, letters, to });
+            let entry = Entry::Replay(Batch { of: NOW, partition, letters, to });
             prop_assert_eq!(entry.to_string().parse(), Ok(entry));
         }
 
         #[test]
-        fn nonsense_is_refused_not_believed(text in "[0-9a-z ,-]{0,40}") {
+        fn nonsense_is_refused_not_believed(text in "([0-9a-f]{32} )?[0-9a-z ,-]{0,40}") {
             if let Ok(entry) = text.parse::<Entry>() {
                 prop_assert_eq!(entry.to_string().parse(), Ok(entry));
             }
@@ -152,18 +161,29 @@ mod tests {
 
     #[test]
     fn only_the_last_entry_may_be_unfinished() {
-        let entry = |text: &str| text.parse::<Entry>().expect("an entry");
-        assert_eq!(entry("3 17-25,30 orders").to_string(), "3 17-25,30 orders");
+        let entry = |text: &str| format!("{NOW} {text}").parse::<Entry>().expect("an entry");
+        assert_eq!(entry("3 17-25,30 orders").to_string(), format!("{} 3 17-25,30 orders", "ab".repeat(16)));
         let mut history = History::default();
         assert!(history.unfinished().is_none() && !history.contains(3, 17));
-        history.add(0, entry("3 17-25,30 orders"));
-        history.add(1, entry("0 4 orders"));
+        history.add(NOW, 0, entry("3 17-25,30 orders"));
+        history.add(NOW, 1, entry("0 4 orders"));
         assert!(history.contains(3, 17) && history.contains(3, 30) && history.contains(0, 4));
         assert!(!history.contains(3, 26) && !history.contains(4, 4));
         assert_eq!(history.unfinished().map(|(offset, batch)| (*offset, batch.partition)), Some((1, 0)));
-        history.add(2, Entry::End);
+        history.add(NOW, 2, Entry::End);
         assert!(history.unfinished().is_none() && history.contains(0, 4));
-        for wrong in ["", "end ", "3 17", "3 25-17 t", "3 1,, t", "x 1 t", "3 1 t t", "3 18446744073709551615 t"] {
+        // Another topic has the name by now.
+        let mut later = History::default();
+        later.add(TopicId::from_bytes([1; 16]), 0, entry("3 17-25,30 orders"));
+        assert!(later.unfinished().is_none() && !later.contains(3, 17));
+    }
+
+    #[test]
+    fn what_no_replay_has_written_is_refused() {
+        for wrong in ["", "3", "3 17", "3 25-17 t", "3 1,, t", "x 1 t", "3 1 t t", "3 18446744073709551615 t"] {
+            assert!(format!("{NOW} {wrong}").parse::<Entry>().is_err(), "{wrong}");
+        }
+        for wrong in ["", "end ", "3 1 t", "ab 3 1 t"] {
             assert!(wrong.parse::<Entry>().is_err(), "{wrong}");
         }
     }

@@ -22,7 +22,7 @@ pub(super) const ENTRY: &str = "busbar-dlq-replay-entry";
 ///
 /// ```no_run
 /// # fn example(letter: &busbar_client::Letter) {
-/// println!("{}: {} ({} deliveries)", letter.place(), letter.story().reason, letter.story().attempts);
+/// println!("{}: {}", letter.place(), letter.story().reason);
 /// # }
 /// ```
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use busbar_proto::{Reason, v1};
+use busbar_proto::{Reason, TopicId, v1};
 
 use super::{
     DeadLetters,
@@ -192,18 +192,28 @@ impl DeadLetters {
     async fn history(&self) -> Result<History, DeadLetterError> {
         let journal = journal::name_of(&self.topic);
         match bounds(&self.cluster, &journal).await {
-            Ok((spans, _)) => history(&self.cluster, &journal, spans).await,
+            Ok((spans, _)) => {
+                let (_, described) = bounds(&self.cluster, &self.topic).await?;
+                history(&self.cluster, &journal, spans, id_of(&described)?).await
+            }
             Err(error) if error.reason() == Some(Reason::UnknownTopic) => Ok(History::default()),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Reads a journal.
+/// The topic's id.
+pub(super) fn id_of(topic: &v1::DescribeTopicResponse) -> Result<TopicId, ClientError> {
+    let no_id = || ClientError::Protocol(format!("the description of topic {:?} lacks its id", topic.name));
+    TopicId::from_slice(&topic.id).ok_or_else(no_id)
+}
+
+/// Reads a journal; `topic` is the id of the one of dead letters.
 pub(super) async fn history(
     cluster: &Arc<Cluster>,
     journal: &str,
     spans: Vec<Span>,
+    topic: TopicId,
 ) -> Result<History, DeadLetterError> {
     let mut scan = Scan::new(cluster, journal, spans);
     let mut history = History::default();
@@ -211,7 +221,7 @@ pub(super) async fn history(
         let wrong =
             |fault: String| DeadLetterError::Journal { journal: journal.to_owned(), offset: record.offset(), fault };
         let text = std::str::from_utf8(record.value()).map_err(|error| wrong(error.to_string()))?;
-        history.add(record.offset(), text.parse::<Entry>().map_err(|error| wrong(error.to_string()))?);
+        history.add(topic, record.offset(), text.parse::<Entry>().map_err(|error| wrong(error.to_string()))?);
     }
     Ok(history)
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{Offset, Reason, limits};
+use busbar_proto::{Offset, Reason, TopicId, limits};
 use tokio::time::Instant;
 
 use super::{
@@ -97,6 +97,7 @@ impl DeadLetters {
 /// A replay under way.
 struct Replay<'a> {
     dead: &'a DeadLetters,
+    id: TopicId,
     journal: Courier,
     history: History,
     couriers: BTreeMap<String, Courier>,
@@ -136,8 +137,10 @@ impl<'a> Replay<'a> {
             }
         };
         spans.iter_mut().for_each(|span| span.to = span.to.max(last));
-        let history = reading::history(cluster, &name, spans).await?;
-        Ok(Self { dead, journal, history, couriers: BTreeMap::new(), report: ReplayReport::default() })
+        let (_, described) = reading::bounds(cluster, &dead.topic).await?;
+        let id = reading::id_of(&described)?;
+        let history = reading::history(cluster, &name, spans, id).await?;
+        Ok(Self { dead, id, journal, history, couriers: BTreeMap::new(), report: ReplayReport::default() })
     }
 
     /// Finishes what an earlier replay has begun.
@@ -226,7 +229,7 @@ impl<'a> Replay<'a> {
         for letter in letters {
             ranges.insert(Offset::new(letter.offset()), Offset::new(letter.offset() + 1));
         }
-        let batch = Batch { partition: first.partition(), letters: ranges, to: to.to_owned() };
+        let batch = Batch { of: self.id, partition: first.partition(), letters: ranges, to: to.to_owned() };
         let entry = self.write(&Entry::Replay(batch)).await?;
         self.deliver(entry, to, letters).await
     }

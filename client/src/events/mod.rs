@@ -34,7 +34,7 @@ const PARTITION_KEY: &str = "partitionkey";
 /// use busbar_client::EventError;
 ///
 /// match record.to_event() {
-///     Ok(event) => println!("{event}"),
+///     Ok(event) => println!("{event:?}"),
 ///     Err(EventError::NotAnEvent) => println!("a plain record"),
 ///     Err(error) => println!("{error}"),
 /// }

@@ -22,6 +22,12 @@ const ZSTD_LEVEL: i32 = 3;
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// How a batch's records are compressed; the lowest three attribute bits.
+///
+/// ```
+/// use busbar_proto::batch::Compression;
+///
+/// assert_eq!(Compression::default(), Compression::None);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Compression {

@@ -152,6 +152,12 @@ fn run<'a>(from: &mut &'a [u8]) -> Result<&'a [u8], DigestError> {
 pub struct DigestNames(Arc<[Box<str>]>);
 
 /// Names that can't be put into digests.
+///
+/// ```
+/// use busbar_proto::filter::{DigestNameError, DigestNames};
+///
+/// assert_eq!(DigestNames::new([""]), Err(DigestNameError::Length(String::new())));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestNameError {
     /// Too many.

@@ -33,6 +33,14 @@ pub use self::{
 };
 
 /// See the module. Cheap to evaluate, not meant to be changed.
+///
+/// ```
+/// use busbar_proto::filter::Filter;
+///
+/// let filter: Filter = "ce_type ^= 'order.' and not exists(test)".parse()?;
+/// assert!(filter.matches(|name| (name == "ce_type").then_some(b"order.paid")));
+/// # Ok::<(), busbar_proto::filter::FilterError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     text: String,

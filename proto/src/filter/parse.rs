@@ -8,6 +8,13 @@ use crate::limits;
 pub(super) const DEPTH_MAX: usize = 32;
 
 /// Why a text is no filter. Displayed, it shows the text and points at the place.
+///
+/// ```
+/// use busbar_proto::filter::Filter;
+///
+/// let error = "region in ()".parse::<Filter>().unwrap_err();
+/// assert_eq!(error.at(), 11);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilterError {
     text: String,
