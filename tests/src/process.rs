@@ -244,16 +244,29 @@ impl ProcessCluster {
         .await
     }
 
-    /// Waits until every replica of the topic is in sync and nothing moves.
+    /// Waits until every replica of the topic is in sync and nothing moves. Under load something is always under way:
+    /// the last entries may be missing.
     ///
     /// # Errors
     /// Not in time.
     pub async fn in_sync(&self, client: &Client, topic: &str) -> anyhow::Result<()> {
+        self.reaches(client, topic, false).await
+    }
+
+    /// Waits until every replica of the topic has everything, which it can only without load.
+    ///
+    /// # Errors
+    /// Not in time.
+    pub async fn caught_up(&self, client: &Client, topic: &str) -> anyhow::Result<()> {
+        self.reaches(client, topic, true).await
+    }
+
+    async fn reaches(&self, client: &Client, topic: &str, everything: bool) -> anyhow::Result<()> {
         eventually(FORM_LIMIT, &format!("all replicas of {topic} are in sync"), || async {
             for state in client.admin().describe_topic(topic).await?.partitions {
-                let caught_up = state.lag.iter().all(|lag| lag.entries == 0) && state.moving_to.is_empty();
+                let has_all = !everything || state.lag.iter().all(|lag| lag.entries == 0);
                 let complete = state.leader != 0 && state.in_sync.len() == state.replicas.len();
-                ensure!(caught_up && complete, "{state:?}");
+                ensure!(has_all && complete && state.moving_to.is_empty(), "{state:?}");
             }
             Ok(())
         })

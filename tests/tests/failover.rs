@@ -41,7 +41,7 @@ async fn check(cluster: ProcessCluster, client: &Client, mut published: Vec<Publ
 }
 
 async fn same_bytes_everywhere(cluster: &ProcessCluster, client: &Client) -> anyhow::Result<()> {
-    cluster.in_sync(client, TOPIC).await?;
+    cluster.caught_up(client, TOPIC).await?;
     let described = client.admin().describe_topic(TOPIC).await?;
     for state in described.partitions {
         let (partition, end) = (state.partition, state.high_watermark);

@@ -10,6 +10,8 @@ use busbar_client::{BreakerState, Delivery, Producer, ProducerStats, Reason, Rec
 use crate::{fake::Cluster, soon};
 
 const PRODUCERS: usize = 3;
+/// Batches that may have been sent before the broker fell sick, and are counted after it.
+const UNDER_WAY: u64 = PRODUCERS as u64 * 5;
 const PARTITIONS: u32 = 4;
 const SICK: Duration = Duration::from_secs(10);
 /// Records of each producer, at one a tick: before, while and after it is sick.
@@ -111,7 +113,7 @@ async fn ten_seconds_of(reason: Reason, opens: bool) {
     // Less than the span of the budget, at whose end what was spent first is forgotten.
     let attempts_in_nine: usize = seen.attempts_each_second.iter().take(9).sum();
     assert!(
-        attempts_in_nine as u64 <= allowed + first - first_before,
+        attempts_in_nine as u64 <= allowed + first - first_before + UNDER_WAY,
         "{attempts_in_nine} attempts, {allowed} allowed"
     );
     if opens {
@@ -119,6 +121,11 @@ async fn ten_seconds_of(reason: Reason, opens: bool) {
         assert!(attempts < 60, "{attempts} attempts in {SICK:?}");
     }
     assert!(parked > 3000, "{parked}");
+    check_order(&cluster, delivered);
+}
+
+/// Each producer's records of a partition are stored in the order of their sending.
+fn check_order(cluster: &Cluster, delivered: usize) {
     for partition in 0..PARTITIONS {
         let values = cluster.values(partition);
         for number in 0..PRODUCERS {
