@@ -265,7 +265,7 @@ fn watch_peers(
     let raft = &config.raft;
     let patience = Duration::from_millis(raft.election_min_ms.get());
     let liveness = Arc::new(Liveness::new(patience, clock.now()));
-    let (succession, restarts) = Succession::new(SuccessionOptions {
+    let (succession, news) = Succession::new(SuccessionOptions {
         node,
         registry: registry.clone(),
         liveness: liveness.clone(),
@@ -273,6 +273,7 @@ fn watch_peers(
         clock: clock.clone(),
         beat: Duration::from_millis(raft.heartbeat_ms.get()),
     });
+    tasks.spawn("beats", links.clone().keep_beating(Duration::from_millis(raft.heartbeat_ms.get())));
     tasks.spawn("succession", succession.run());
     if raft.hibernate_after_ms.get() > 0 {
         let hibernation = Hibernation::new(HibernationOptions {
@@ -283,7 +284,7 @@ fn watch_peers(
         });
         tasks.spawn("hibernation", hibernation.run());
     }
-    PeerWatch { liveness, restarts, clock: clock.clone() }
+    PeerWatch { liveness, news, clock: clock.clone() }
 }
 
 fn log_options(config: &Config) -> LogOptions {

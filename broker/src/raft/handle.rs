@@ -210,6 +210,11 @@ impl GroupHandle {
         (voters, learners)
     }
 
+    /// Whether nothing has happened here for so long that it costs nothing.
+    pub fn is_asleep(&self) -> bool {
+        self.pulse.is_asleep()
+    }
+
     /// How far each other replica is behind; empty unless this node leads.
     pub fn lags(&self) -> Vec<Lag> {
         let metrics = self.raft.metrics().borrow_watched().clone();
@@ -258,7 +263,7 @@ impl GroupHandle {
 
     /// Asks `to` to take over. Only on the leader; returns before it has happened.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), GroupError> {
-        self.pulse.wake_to_write().await;
+        self.pulse.wake_and_tell().await;
         self.raft.trigger().transfer_leader(to.get()).await.map_err(|fatal| self.failed(&fatal))
     }
 

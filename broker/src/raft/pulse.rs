@@ -35,6 +35,8 @@ const AWAKE: u8 = 0;
 const UNCONFIRMED: u8 = 1;
 const ASLEEP: u8 = 2;
 
+/// Longest wait of a named heir for what it lacks: its leader sends on, and takes nothing new.
+const CATCHING_UP_MAX: Duration = Duration::from_millis(300);
 /// Longest wait of a proposal for a majority's word after its group has slept.
 const WAKING_MAX: Duration = Duration::from_millis(1000);
 
@@ -212,6 +214,30 @@ impl Pulse {
         // As if its leader had named an heir other than this node: all that does here is to end the lease.
         let heir = if *vote.leader_id().node_id() == id { id.wrapping_add(1) } else { *vote.leader_id().node_id() };
         let _ = self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, heir, None)).await;
+    }
+
+    /// Waits until this replica's log reaches as far as that, for a moment at most.
+    pub(crate) async fn catch_up(&self, last: Option<&LogId>) {
+        let mut metrics = self.raft.data_metrics();
+        let reached = async {
+            while metrics.borrow_watched().last_log.as_ref() < last {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(CATCHING_UP_MAX, reached).await;
+    }
+
+    /// Takes over from a leader that has given up in favour of another: with its word, its lease is no obstacle. Voters
+    /// still refuse whoever has less than they do.
+    pub(crate) async fn inherit(&self) {
+        let metrics = self.raft.server_metrics();
+        let (id, vote) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.id, metrics.vote)
+        };
+        let _ = self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, id, None)).await;
     }
 
     /// Stands for election, unless a majority knows a leader that lives.

@@ -1,12 +1,15 @@
-//! What becomes of the groups of a node that is lost. Owns the node's beats and the watch over its peers; the elections
-//! themselves are openraft's.
+//! What becomes of the groups of a node that is lost. Owns the watch over the peers; the elections themselves are
+//! openraft's.
 //!
 //! ```text
-//!   every beat: tell each peer that we live ── a peer is silent, or its process is a new one
+//!   every beat: is a peer silent?  ·  a peer's process is a new one
 //!                                                     │
 //!              each group that it led: its lease is over here, and this node stands, after a pause by its rank,
 //!              again and again until somebody leads
 //! ```
+//! A leader may also name an heir, and take nothing from then on. When the heir does not take over, whoever was told of it
+//! does: openraft's leader never takes its word back.
+//!
 //! A group's own timers are slow, as thousands of them must cost little, and are a net below this. Nobody is elected on one
 //! node's suspicion: standing begins with a pre-vote, which every voter refuses for as long as the leader's lease holds
 //! there, that is, as long as it does not suspect the leader itself.
@@ -30,8 +33,10 @@ const AGAIN: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_millis(1000);
 /// How often groups without a leader are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Processes that were started anew and are not looked after yet.
-const RESTARTS_QUEUED: usize = 256;
+/// Time for an heir that was named to take over. Its leader takes nothing meanwhile, and openraft has no way back.
+const HEIR_PATIENCE: Duration = Duration::from_millis(400);
+/// News not looked at yet.
+const NEWS_QUEUED: usize = 16_384;
 
 /// What a [`Succession`] needs.
 pub struct SuccessionOptions {
@@ -45,18 +50,30 @@ pub struct SuccessionOptions {
     pub links: Arc<Links>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Between two beats.
+    /// How often to look.
     pub beat: Duration,
 }
 
-/// Tells a [`Succession`] of processes that were started anew. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Restarts(mpsc::Sender<NodeId>);
+/// What a [`Succession`] is told.
+#[derive(Debug)]
+enum Word {
+    Restarted(NodeId),
+    GivenAway(GroupId),
+}
 
-impl Restarts {
-    /// The node's process is a new one. Should too many be under way, its groups' own timers do.
-    pub(crate) fn tell(&self, node: NodeId) {
-        let _ = self.0.try_send(node);
+/// Tells a [`Succession`] what peers say. Cheap to clone. Should too much be queued, the groups' own timers do.
+#[derive(Clone, Debug)]
+pub struct News(mpsc::Sender<Word>);
+
+impl News {
+    /// The node's process is a new one.
+    pub(crate) fn restarted(&self, node: NodeId) {
+        let _ = self.0.try_send(Word::Restarted(node));
+    }
+
+    /// The group's leader has named another node as its heir.
+    pub(crate) fn given_away(&self, group: GroupId) {
+        let _ = self.0.try_send(Word::GivenAway(group));
     }
 }
 
@@ -67,6 +84,8 @@ enum Cause {
     Silent(NodeId),
     /// Its leader's process is a new one, which leads nothing.
     Restarted(NodeId),
+    /// Its leader has given it away.
+    GivenAway,
     /// Nobody is known to lead it.
     Leaderless,
 }
@@ -75,7 +94,7 @@ impl Cause {
     fn lost(self) -> Option<NodeId> {
         match self {
             Self::Silent(node) | Self::Restarted(node) => Some(node),
-            Self::Leaderless => None,
+            Self::GivenAway | Self::Leaderless => None,
         }
     }
 }
@@ -96,6 +115,7 @@ impl Vacancy {
         match self.cause {
             Cause::Silent(node) => is_over && liveness.is_suspect(node, now),
             Cause::Restarted(_) => is_over,
+            Cause::GivenAway => pulse.vote() == self.vote,
             Cause::Leaderless => !pulse.is_led(),
         }
     }
@@ -104,7 +124,7 @@ impl Vacancy {
 /// See the module.
 pub struct Succession {
     options: SuccessionOptions,
-    restarts: mpsc::Receiver<NodeId>,
+    news: mpsc::Receiver<Word>,
     suspects: BTreeSet<NodeId>,
     vacancies: BTreeMap<GroupId, Vacancy>,
     look_at: Instant,
@@ -113,32 +133,42 @@ pub struct Succession {
 
 impl Succession {
     /// Ready to run.
-    pub fn new(options: SuccessionOptions) -> (Self, Restarts) {
-        let (tell, restarts) = mpsc::channel(RESTARTS_QUEUED);
+    pub fn new(options: SuccessionOptions) -> (Self, News) {
+        let (tell, news) = mpsc::channel(NEWS_QUEUED);
         let look_at = options.clock.now() + LOOK_EVERY;
         let (suspects, vacancies, leaderless) = Default::default();
-        (Self { options, restarts, suspects, vacancies, look_at, leaderless }, Restarts(tell))
+        (Self { options, news, suspects, vacancies, look_at, leaderless }, News(tell))
     }
 
     /// For as long as the node lives.
     pub async fn run(mut self) {
-        let mut beats = tokio::time::interval(self.options.beat);
-        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(self.options.beat);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stand_at = self.vacancies.values().map(|vacancy| vacancy.stand_at).min();
             let pause = stand_at.map(|at| at.saturating_duration_since(self.options.clock.now()));
             tokio::select! {
-                _ = beats.tick() => {
-                    self.options.links.beat();
+                _ = looks.tick() => {
                     self.suspect();
                 }
-                Some(node) = self.restarts.recv() => {
-                    tracing::info!(%node, "a peer's process was started anew: its groups are led by others, or elect");
-                    self.vacate(node, Cause::Restarted(node));
-                }
+                Some(word) = self.news.recv() => self.on_word(word),
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             }
             self.stand().await;
+        }
+    }
+
+    fn on_word(&mut self, word: Word) {
+        match word {
+            Word::Restarted(node) => {
+                tracing::info!(%node, "a peer's process was started anew: its groups are led by others, or elect");
+                self.vacate(node, Cause::Restarted(node));
+            }
+            Word::GivenAway(group) => {
+                if let Some(pulse) = self.options.registry.pulse(group) {
+                    self.open(group, &pulse, Cause::GivenAway);
+                }
+            }
         }
     }
 
@@ -146,12 +176,13 @@ impl Succession {
     fn suspect(&mut self) {
         let now = self.options.clock.now();
         let groups = self.options.registry.all();
-        let leaders: BTreeSet<NodeId> = match now >= self.look_at {
-            true => groups.iter().filter_map(|(_, pulse)| pulse.leader()).collect(),
-            false => self.options.links.peers(),
-        };
+        let mut peers = self.options.links.peers();
+        peers.extend(&self.suspects);
+        if now >= self.look_at {
+            peers.extend(groups.iter().filter_map(|(_, pulse)| pulse.leader()));
+        }
         let silent = |node: &NodeId| *node != self.options.node && self.options.liveness.is_suspect(*node, now);
-        let suspects: BTreeSet<NodeId> = leaders.into_iter().filter(silent).collect();
+        let suspects: BTreeSet<NodeId> = peers.into_iter().filter(silent).collect();
         let news: Vec<NodeId> = suspects.difference(&self.suspects).copied().collect();
         self.suspects = suspects;
         for node in news {
@@ -182,7 +213,8 @@ impl Succession {
 
     fn open(&mut self, group: GroupId, pulse: &Pulse, cause: Cause) {
         let Some(rank) = pulse.rank(cause.lost()) else { return };
-        let pause = RANK_STEP * rank + jitter(RANK_STEP / 4);
+        let patience = if cause == Cause::GivenAway { HEIR_PATIENCE } else { Duration::ZERO };
+        let pause = patience + RANK_STEP * rank + jitter(RANK_STEP / 4);
         let stand_at = self.options.clock.now() + pause;
         let vacancy = Vacancy { cause, vote: pulse.vote(), stand_at, again: AGAIN };
         match self.vacancies.entry(group) {
@@ -208,7 +240,12 @@ impl Succession {
             };
             vacancy.stand_at = now + vacancy.again + jitter(vacancy.again);
             vacancy.again = (vacancy.again * 2).min(AGAIN_MAX);
+            tracing::debug!(%group, cause = ?vacancy.cause, vote = %pulse.vote(), "standing for election");
             pulse.wake();
+            if vacancy.cause == Cause::GivenAway {
+                pulse.inherit().await;
+                continue;
+            }
             // A node that only was not heard for a while, and leads on, takes its lease back with its next heartbeat.
             if vacancy.cause.lost().is_some() {
                 pulse.drop_lease().await;

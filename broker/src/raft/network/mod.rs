@@ -166,8 +166,17 @@ impl Links {
         open.entry((peer, lane)).or_insert_with(|| Link::start(options(), &self.tasks)).clone()
     }
 
-    /// Tells all peers that this node lives.
-    pub(crate) fn beat(&self) {
+    /// Tells all peers that this node lives, for as long as it does. A task of its own: nothing else may hold it up.
+    pub async fn keep_beating(self: Arc<Self>, every: Duration) {
+        let mut beats = tokio::time::interval(every);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            self.beat();
+        }
+    }
+
+    fn beat(&self) {
         for ((_, lane), link) in &*self.open.lock() {
             if *lane == Lane::Control {
                 link.notify(GroupId::CATALOG, 0, Body::Beat(wire::Beat {}));

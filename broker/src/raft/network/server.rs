@@ -25,7 +25,7 @@ use crate::{
         liveness::{Boot, Greeting, Liveness},
         pulse::Pulse,
         registry::Registry,
-        succession::Restarts,
+        succession::News,
         types::{SnapshotMeta, TypeConfig},
     },
 };
@@ -49,8 +49,8 @@ pub struct PeerServer<H> {
 pub struct PeerWatch {
     /// Of every word.
     pub liveness: Arc<Liveness>,
-    /// Of new processes.
-    pub restarts: Restarts,
+    /// Of new processes, and of groups that are given away.
+    pub news: News,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -196,12 +196,12 @@ impl<H: PeerHooks> PeerServer<H> {
     /// A peer has connected. One whose process is new leads nothing any more, and has heard of no leader yet: those here
     /// that sleep tell it.
     fn greeted(&self, hello: &wire::Hello) {
-        let PeerWatch { liveness, restarts, clock } = &self.watch;
+        let PeerWatch { liveness, news, clock } = &self.watch;
         let node = NodeId::new(hello.node);
         match liveness.greeted(node, Boot::new(hello.boot), clock.now()) {
             Greeting::Again => return,
             Greeting::First => {}
-            Greeting::Restarted => restarts.tell(node),
+            Greeting::Restarted => news.restarted(node),
         }
         let registry = self.registry.clone();
         self.tasks.spawn("wake groups", async move {
@@ -229,7 +229,9 @@ impl<H: PeerHooks> PeerServer<H> {
         let watch = self.watch.clone();
         self.tasks.spawn("peer request", async move {
             let body = match pulse {
-                Some(pulse) => handle(&pulse, &watch, body).await.unwrap_or_else(|message| failed(&message)),
+                Some(pulse) => {
+                    handle(GroupId::new(group), &pulse, &watch, body).await.unwrap_or_else(|message| failed(&message))
+                }
                 None => failed("no such group on this node"),
             };
             drop(output.send(Frame { group, sequence, stream: 0, body: Some(body) }).await);
@@ -306,7 +308,7 @@ fn append_from_wire(append: wire::Append) -> Result<Request, Malformed> {
     })
 }
 
-async fn handle(pulse: &Pulse, watch: &PeerWatch, body: Body) -> Result<Body, String> {
+async fn handle(group: GroupId, pulse: &Pulse, watch: &PeerWatch, body: Body) -> Result<Body, String> {
     let raft = pulse.raft();
     match body {
         Body::Vote(message) => vote(pulse, watch, message).await,
@@ -329,6 +331,11 @@ async fn handle(pulse: &Pulse, watch: &PeerWatch, body: Body) -> Result<Body, St
             let from = convert::vote_from_wire(message.from).map_err(|error| error.to_string())?;
             let last = message.last.map(convert::id_from_wire);
             let request = TransferLeaderRequest::new(from, message.to, last);
+            match pulse.is_node(NodeId::new(message.to)) {
+                // openraft's heir does not wait: it would let the chance pass.
+                true => pulse.catch_up(last.as_ref()).await,
+                false => watch.news.given_away(group),
+            }
             let answer = raft.handle_transfer_leader(request).await.map_err(|fatal| fatal.to_string())?;
             answer.map(|()| Body::Done(wire::Done {})).map_err(|error| error.to_string())
         }
