@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::load::{
-    options::{Options, Output},
+    options::{Options, Output, TargetKind},
     report::Report,
     run::run,
     target::busbar::Busbar,
@@ -38,7 +38,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A consumer group at work while brokers are killed, or while members come and go
+    /// A consumer group at work while brokers are killed, members come and go, or another group holds on to everything
     Chaos(chaos::Options),
 }
 
@@ -82,8 +82,16 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     let runtime = runtime()?;
     let output = options.output;
     let report = runtime.block_on(async {
-        let target = Busbar::connect(options).await?;
-        run(&target, options, &mut |line| print(output, line)).await
+        match options.target {
+            TargetKind::Busbar => run(&Busbar::connect(options).await?, options, &mut |line| print(output, line)).await,
+            #[cfg(feature = "nats")]
+            TargetKind::Nats => {
+                let target = load::target::nats::Nats::connect(options).await?;
+                run(&target, options, &mut |line| print(output, line)).await
+            }
+            #[cfg(not(feature = "nats"))]
+            TargetKind::Nats => anyhow::bail!("--target nats is not compiled in: build with --features nats"),
+        }
     });
     // Producers that never heard from the broker may still be waiting: they are not waited for.
     runtime.shutdown_background();

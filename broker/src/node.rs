@@ -16,8 +16,15 @@ use crate::{
     raft::{
         Group, GroupOptions, RaftTiming, Registry,
         group::GroupError,
-        network::{AddressBook, Identity, Links, calls::Calls, server::PeerServer},
+        hibernation::{Hibernation, HibernationOptions},
+        liveness::Liveness,
+        network::{
+            AddressBook, Identity, Links,
+            calls::Calls,
+            server::{PeerServer, PeerWatch},
+        },
         rebuild::Stored,
+        succession::{Succession, SuccessionOptions},
     },
     service::{Broker, BrokerOptions, Cluster, leaders::Leaders, peers::Hooks, rebuild},
 };
@@ -118,7 +125,8 @@ impl Node {
         let links = Arc::new(Links::new(identity.clone(), addresses.clone(), tasks.child(), reply_deadline));
         let registry = Arc::new(Registry::default());
         let hooks = Arc::new(Hooks::default());
-        let peers = PeerServer::new(identity.clone(), registry.clone(), tasks.clone(), hooks.clone());
+        let watch = watch_peers(&config, membership.node, &registry, &links, &clock, &tasks);
+        let peers = PeerServer::new(identity.clone(), registry.clone(), watch, tasks.clone(), hooks.clone());
         let peer_caps = grpc::Caps { connections: PEER_CONNECTIONS_MAX, streams: PEER_STREAMS_MAX };
         grpc::serve_peers(listeners.peers, peers, peer_caps, &tasks);
         let log = engine.group(busbar_storage::GroupId(GroupId::CATALOG.get()))?;
@@ -133,7 +141,7 @@ impl Node {
             store: store.clone(),
             links: links.clone(),
             registry: registry.clone(),
-            timing: timing(&config),
+            timing: RaftTiming::of_groups(&config.raft),
             clock: clock.clone(),
             tasks: tasks.child(),
             lazy: false,
@@ -245,12 +253,38 @@ async fn complete_catalog(stored: &Stored, others: &[String], calls: &Calls) -> 
     Ok(()) // the start of the group says what is missing, if something is
 }
 
-fn timing(config: &Config) -> RaftTiming {
-    RaftTiming {
-        heartbeat_ms: config.raft.heartbeat_ms.get(),
-        election_min_ms: config.raft.election_min_ms.get(),
-        election_max_ms: config.raft.election_max_ms.get(),
+/// Starts what watches the peers and what puts quiet groups to sleep.
+fn watch_peers(
+    config: &Config,
+    node: NodeId,
+    registry: &Arc<Registry>,
+    links: &Arc<Links>,
+    clock: &Arc<dyn Clock>,
+    tasks: &Tasks,
+) -> PeerWatch {
+    let raft = &config.raft;
+    let patience = Duration::from_millis(raft.election_min_ms.get());
+    let liveness = Arc::new(Liveness::new(patience, clock.now()));
+    let (succession, news) = Succession::new(SuccessionOptions {
+        node,
+        registry: registry.clone(),
+        liveness: liveness.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        beat: Duration::from_millis(raft.heartbeat_ms.get()),
+    });
+    tasks.spawn("beats", links.clone().keep_beating(Duration::from_millis(raft.heartbeat_ms.get())));
+    tasks.spawn("succession", succession.run());
+    if raft.hibernate_after_ms.get() > 0 {
+        let hibernation = Hibernation::new(HibernationOptions {
+            registry: registry.clone(),
+            links: links.clone(),
+            clock: clock.clone(),
+            after: Duration::from_millis(raft.hibernate_after_ms.get()),
+        });
+        tasks.spawn("hibernation", hibernation.run());
     }
+    PeerWatch { liveness, news, clock: clock.clone() }
 }
 
 fn log_options(config: &Config) -> LogOptions {

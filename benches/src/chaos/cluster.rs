@@ -34,6 +34,7 @@ struct Ready {
 #[derive(Deserialize)]
 struct Node {
     address: String,
+    pid: Option<u32>,
 }
 
 fn busbar() -> anyhow::Result<Command> {
@@ -62,6 +63,11 @@ impl LocalCluster {
     /// The nodes' client addresses, comma-separated.
     pub(super) fn servers(&self) -> String {
         self.ready.nodes.iter().map(|node| node.address.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The nodes' processes, as they were started first.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.ready.nodes.iter().filter_map(|node| node.pid)
     }
 
     /// kill -9 of a node.

@@ -5,7 +5,10 @@
 //! key the numbers must come in order. A record that comes again from the same place was *delivered again*, which a
 //! group is allowed to do; from another place it was *stored twice*, which nothing is allowed to.
 
-use crate::load::clock::{Clock, Nanos};
+use crate::load::{
+    clock::{Clock, Nanos},
+    meter::Latencies,
+};
 
 /// Keys of each producer.
 pub(super) const KEYS: u32 = 64;
@@ -56,6 +59,7 @@ pub(super) struct Place {
 
 #[derive(Clone, Copy)]
 struct Line {
+    begun: Nanos,
     fate: Fate,
     first: Option<Place>,
 }
@@ -113,6 +117,8 @@ pub(super) struct Ledger {
     keys: Vec<Key>,
     partitions: Vec<Partition>,
     tally: Count,
+    /// From a record's beginning to its first being done.
+    delays: Latencies,
 }
 
 impl Ledger {
@@ -123,14 +129,16 @@ impl Ledger {
             keys: vec![Key::default(); (shape.producers * KEYS) as usize],
             partitions: vec![idle; shape.partitions as usize],
             tally: Count::default(),
+            delays: Latencies::new(),
         }
     }
 
     /// A new record of a key, about to be sent.
     pub(super) fn begin(&mut self, producer: u32, key: u32) -> Name {
+        let begun = self.clock.now();
         let lines = &mut self.keys[(producer * KEYS + key) as usize].lines;
         let number = u32::try_from(lines.len()).unwrap_or(u32::MAX);
-        lines.push(Line { fate: Fate::Pending, first: None });
+        lines.push(Line { begun, fate: Fate::Pending, first: None });
         Name { producer, key, number }
     }
 
@@ -165,6 +173,7 @@ impl Ledger {
             Some(_) => self.tally.stored_twice += 1,
             None => {
                 line.first = Some(place);
+                self.delays.record(line.begun, now);
                 self.tally.rejected_yet_stored += u64::from(line.fate == Fate::Rejected);
                 self.tally.reordered += u64::from(key.newest.is_some_and(|newest| newest > name.number));
                 key.newest = key.newest.max(Some(name.number));
@@ -195,6 +204,11 @@ impl Ledger {
             Pause { nanos, moved }
         };
         self.partitions.iter_mut().map(pause).collect()
+    }
+
+    /// How long records took from being sent to being done, since this was last asked.
+    pub(super) fn take_delays(&mut self) -> Latencies {
+        std::mem::replace(&mut self.delays, Latencies::new())
     }
 
     /// The counts so far.

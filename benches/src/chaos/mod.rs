@@ -1,10 +1,11 @@
-//! `busbar-bench chaos`: a consumer group at work while brokers are killed, or while members come and go. Owns the run;
-//! what is right and wrong is the [`ledger`]'s to say.
+//! `busbar-bench chaos`: a consumer group at work while brokers are killed, members come and go, or another group holds
+//! on to everything. Owns the run; what is right and wrong is the [`ledger`]'s to say.
 //!
 //! ```text
 //!   producers ──▶ topic ──▶ group of members ──▶ ledger ──▶ report
 //!       └──────── fates ─────────────────────────▲
-//!   every few seconds: kill -9 of a broker (and its restart), or one member more, or one less
+//!   every few seconds: kill -9 of a broker (and its restart), or one member more, or one less;
+//!   or, half-way, a second group that holds on to what it gets
 //! ```
 //! Invariants: records carry who they are, so lost, doubled and out of order are told apart from delivered again; the
 //! run ends when all that was acknowledged is done, or after a time that is told.
@@ -13,6 +14,7 @@ mod cluster;
 mod ledger;
 mod options;
 mod report;
+mod stalled;
 mod traffic;
 
 use std::{sync::Arc, time::Duration};
@@ -73,9 +75,13 @@ async fn on(cluster: &LocalCluster, options: &Options, print: &mut (dyn FnMut(&s
     sleep(SETTLE).await;
     ledger.lock().cut();
     let mut pauses = Pauses::default();
+    let mut comparison = None;
     match options.trouble {
         Trouble::Brokers => kill_brokers(cluster, options, &ledger, &mut pauses, print).await?,
         Trouble::Members => change_members(&mut members, options, &ledger, &mut pauses, print).await?,
+        Trouble::Stalled => {
+            comparison = Some(stalled::run(cluster, &client, options, &ledger, &mut pauses, print).await?);
+        }
     }
     producers.stop().await.context("end the producers")?;
     let drained = timeout(DRAIN, async {
@@ -86,7 +92,7 @@ async fn on(cluster: &LocalCluster, options: &Options, print: &mut (dyn FnMut(&s
     let drained = drained.await.is_ok();
     sleep(QUIET).await;
     let stats = members.close().await?;
-    let totals = Totals { count: ledger.lock().count(), stats, drained };
+    let totals = Totals { count: ledger.lock().count(), stats, drained, comparison };
     Ok(Report::new(options, totals, pauses))
 }
 

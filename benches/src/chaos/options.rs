@@ -10,13 +10,14 @@ use crate::load::options::Output;
 /// of order, on a local cluster that it starts itself with the `busbar` beside it.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
-    /// What happens: brokers are killed with kill -9 and started again, or members come and go
+    /// What happens: brokers are killed with kill -9 and started again, members come and go, or a second group takes
+    /// records and never acknowledges them
     #[arg(value_enum, default_value = "brokers")]
     pub(crate) trouble: Trouble,
-    /// How often
+    /// How often; of `stalled`, half of them before the second group comes
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) rounds: u32,
-    /// Time from one to the next [default: 8s for brokers, 2s for members]
+    /// Time from one to the next [default: 8s for brokers, else 2s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     every: Option<Duration>,
     /// Records a second, all producers together
@@ -50,7 +51,7 @@ impl Options {
     pub(crate) fn every(&self) -> Duration {
         self.every.unwrap_or(match self.trouble {
             Trouble::Brokers => Duration::from_secs(8),
-            Trouble::Members => Duration::from_secs(2),
+            Trouble::Members | Trouble::Stalled => Duration::from_secs(2),
         })
     }
 }
@@ -62,6 +63,8 @@ pub(crate) enum Trouble {
     Brokers,
     /// Members come and go.
     Members,
+    /// Another group reads and never acknowledges.
+    Stalled,
 }
 
 impl Trouble {
@@ -70,6 +73,7 @@ impl Trouble {
         match self {
             Self::Brokers => "brokers are killed (kill -9) one after the other",
             Self::Members => "members come and go",
+            Self::Stalled => "a second group takes records and never acknowledges them",
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     ledger::{Count, Pause},
     options::{Options, Trouble},
+    stalled::Comparison,
 };
 
 /// Pauses of all rounds: of partitions that stayed with their member, and of those that moved. Nanoseconds.
@@ -34,6 +35,8 @@ pub(super) struct Totals {
     pub(super) stats: Vec<GroupStats>,
     /// All that was acknowledged was done in time.
     pub(super) drained: bool,
+    /// Of `stalled`.
+    pub(super) comparison: Option<Comparison>,
 }
 
 /// Percentiles in milliseconds; one value a partition and round.
@@ -79,6 +82,12 @@ pub(crate) struct Report {
     stuck: bool,
     pause_stayed: Spread,
     pause_moved: Spread,
+    comparison: Option<Comparison>,
+}
+
+/// For people.
+pub(super) fn mebibytes(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / f64::from(1 << 20))
 }
 
 impl Report {
@@ -87,6 +96,7 @@ impl Report {
             trouble: match options.trouble {
                 Trouble::Brokers => "brokers",
                 Trouble::Members => "members",
+                Trouble::Stalled => "stalled",
             },
             rounds: options.rounds,
             records_per_second: options.rate,
@@ -98,6 +108,7 @@ impl Report {
             stuck: !totals.drained,
             pause_stayed: Spread::of(pauses.stayed),
             pause_moved: Spread::of(pauses.moved),
+            comparison: totals.comparison,
         }
     }
 
@@ -117,6 +128,7 @@ impl Report {
         let _ = writeln!(text, "again       delivered again {delivered_again} (redeliveries {})", self.redelivered);
         let _ = writeln!(text, "pause       of partitions that stayed with their member: {}", self.pause_stayed.text());
         let _ = writeln!(text, "            of partitions that moved: {}", self.pause_moved.text());
+        text += &self.comparison.as_ref().map(Comparison::text).unwrap_or_default();
         text
     }
 

@@ -32,6 +32,10 @@ pub(crate) struct Options {
     #[arg(long, env = "BUSBAR_SERVER", default_value = "127.0.0.1:7400", value_name = "HOST:PORT,...")]
     pub(crate) server: String,
 
+    /// Broker under test, through its own client; others than busbar must be compiled in (--features nats)
+    #[arg(long, default_value = "busbar", value_name = "BROKER")]
+    pub(crate) target: TargetKind,
+
     /// Topic to write and read; made when missing, used as it is when it exists
     #[arg(long, default_value = "bench")]
     pub(crate) topic: String,
@@ -99,9 +103,23 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=5))]
     pub(crate) in_flight: u32,
 
+    /// Of NATS: unacknowledged records of a producer
+    #[arg(long, default_value_t = 5_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) nats_unacknowledged: u32,
+
     /// Give each record one of 16,384 keys in turn, so that the client's hash picks the partition
     #[arg(long)]
     pub(crate) keyed: bool,
+}
+
+/// Whose cluster is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TargetKind {
+    /// Busbar.
+    Busbar,
+    /// NATS JetStream.
+    Nats,
 }
 
 /// How results are printed.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     meter::Percentiles,
-    options::{Compression, Durability, Options},
+    options::{Compression, Durability, Options, TargetKind},
     target::TopicFacts,
 };
 
@@ -18,6 +18,8 @@ const BYTES_PER_MEGABYTE: f64 = 1e6;
 /// What was run: the head of the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Setup {
+    /// Whose cluster.
+    pub(crate) target: TargetKind,
     /// Durability of the topic as it is.
     pub(crate) durability: Durability,
     /// Copies of each partition, as the topic is.
@@ -54,6 +56,7 @@ impl Setup {
     /// The setup of these options on this topic.
     pub(crate) fn new(options: &Options, facts: &TopicFacts) -> Self {
         Self {
+            target: options.target,
             durability: facts.durability,
             replicas: facts.replicas,
             topic: options.topic.clone(),
@@ -77,8 +80,9 @@ impl Setup {
         let Self { replicas, topic, partitions, size, batch_bytes, linger_ms, .. } = self;
         let load = self.rate.map_or("full load".to_owned(), |rate| format!("{} records/s", grouped(u64::from(rate))));
         format!(
-            "durability {}, replicas {replicas}, partitions {partitions}, size {size} B, batch {batch_bytes} B, \
+            "{}: durability {}, replicas {replicas}, partitions {partitions}, size {size} B, batch {batch_bytes} B, \
              linger {linger_ms} ms, compression {}, topic {topic}, producers {}, consumers {}, {load}",
+            name(self.target),
             name(self.durability),
             name(self.compression),
             self.producers,

@@ -8,6 +8,7 @@ fn percentiles(base: f64) -> Percentiles {
 
 fn report() -> Report {
     let setup = Setup {
+        target: TargetKind::Busbar,
         durability: Durability::Fsync,
         replicas: 3,
         topic: "t".to_owned(),
@@ -49,7 +50,7 @@ fn report() -> Report {
 #[test]
 fn the_first_line_names_what_a_figure_depends_on() {
     let mut setup = report().setup;
-    let want = "durability fsync, replicas 3, partitions 4, size 1000 B, batch 262144 B, linger 0 ms, compression lz4, \
+    let want = "busbar: durability fsync, replicas 3, partitions 4, size 1000 B, batch 262144 B, linger 0 ms, compression lz4, \
                 topic t, producers 2, consumers 1, full load";
     assert_eq!(setup.line(), want);
     setup.rate = Some(1_000);

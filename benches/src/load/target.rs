@@ -13,6 +13,8 @@ use super::options::Durability;
 pub(crate) mod busbar;
 #[cfg(test)]
 pub(crate) mod loopback;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 
 /// What the run asks of the topic when it has to be made.
 #[derive(Clone, Copy, Debug)]

@@ -53,6 +53,7 @@ pub(crate) struct PartitionView {
     pub(crate) high_watermark: u64,
     pub(crate) lag: Vec<ReplicaLag>,
     pub(crate) moving_to: Vec<u64>,
+    pub(crate) asleep: bool,
 }
 
 #[derive(Serialize)]
@@ -73,6 +74,7 @@ impl From<v1::PartitionState> for PartitionView {
             high_watermark: state.high_watermark,
             lag: state.lag.into_iter().map(|lag| ReplicaLag { node: lag.node, entries: lag.entries }).collect(),
             moving_to: state.moving_to,
+            asleep: state.asleep,
         }
     }
 }

@@ -62,14 +62,17 @@ schema! {
         flush_interval_ms: Millis = Millis::new(50), min Millis::new(1);
     }
 
-    /// Timing of leader election; the same on all nodes.
+    /// How lost leaders are noticed and followed; the same on all nodes.
     raft: Raft {
-        /// How often a leader says that it lives.
+        /// How often a node tells the others that it lives.
         heartbeat_ms: Millis = Millis::new(100), min Millis::new(10);
-        /// Least silence of a leader after which another node stands for election.
+        /// Silence of a node after which others stand for the partitions that it leads.
         election_min_ms: Millis = Millis::new(400), min Millis::new(40);
-        /// Most of it; each node waits a random time between the two.
+        /// Longest time, times eight, until a partition is missed by its replicas themselves; they begin at eight times the
+        /// least.
         election_max_ms: Millis = Millis::new(650), min Millis::new(50);
+        /// Quiet time after which a partition costs nothing until something happens in it; 0 = never.
+        hibernate_after_ms: Millis = Millis::new(10_000);
     }
 
     /// Caps on what clients can make this node hold.

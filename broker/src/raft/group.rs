@@ -17,6 +17,7 @@ use super::{
     log_store::LogStore,
     machine::Machine,
     network::{Links, client::NetworkFactory},
+    pulse::Pulse,
     registry::Registry,
     shared::{Applier as _, Shared},
     state_machine::{StateMachine, StateMachineParts},
@@ -101,9 +102,10 @@ impl<M: Machine> Group<M> {
         let network = NetworkFactory { group: id, links };
         let raft = Raft::new(node.get(), config, network, log_store, machine).await;
         let raft = raft.map_err(|fatal| failed(fatal.to_string()))?;
-        registry.insert(id, raft.clone());
+        let pulse = Arc::new(Pulse::new(raft.clone()));
+        registry.insert(id, pulse.clone());
         let applier = shared.clone();
-        Ok(Self { handle: GroupHandle { id, node, raft, applier, checkpoints, log, store, registry }, shared })
+        Ok(Self { handle: GroupHandle { id, node, raft, pulse, applier, checkpoints, log, store, registry }, shared })
     }
 
     /// The applied machine.

@@ -24,6 +24,7 @@ use super::{
     checkpoint, convert,
     group::{GroupError, RaftHandle},
     machine::Applied,
+    pulse::Pulse,
     registry::Registry,
     shared::Applier,
     state_machine::Checkpoints,
@@ -125,7 +126,7 @@ pub struct Lag {
     pub node: NodeId,
     /// Entries that it is not known to have.
     pub entries: u64,
-    /// Since it last answered in this group; `None` = it never has in this leader's time.
+    /// Since it last answered in this group, zero while the group sleeps; `None` = it never has in this leader's time.
     pub silent: Option<Duration>,
 }
 
@@ -134,6 +135,7 @@ pub struct GroupHandle {
     pub(super) id: GroupId,
     pub(super) node: NodeId,
     pub(super) raft: RaftHandle,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) applier: Arc<dyn Applier>,
     pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) log: GroupLog,
@@ -183,6 +185,7 @@ impl GroupHandle {
     /// Queues a proposal that is refused unless this node still leads in `term`. Proposals are appended in the order
     /// of these calls. Not cancel safe: a cancelled call may have queued it.
     pub async fn propose_in(&self, proposal: Proposal, term: Term) -> Result<Proposed, ProposeError> {
+        self.pulse.wake_to_write().await;
         let (responder, result) = OneshotResponder::new_pair();
         let request = self.raft.write(proposal).responder(responder).with_leader(term.get());
         request.await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
@@ -191,6 +194,7 @@ impl GroupHandle {
 
     /// Proposes in whatever term this node leads and waits until it is applied.
     pub async fn propose(&self, proposal: Proposal) -> Result<Applied, ProposeError> {
+        self.pulse.wake_to_write().await;
         let (responder, result) = OneshotResponder::new_pair();
         let request = self.raft.write(proposal).responder(responder);
         request.await.map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
@@ -206,12 +210,22 @@ impl GroupHandle {
         (voters, learners)
     }
 
+    /// Whether nothing has happened here for so long that it costs nothing.
+    pub fn is_asleep(&self) -> bool {
+        self.pulse.is_asleep()
+    }
+
     /// How far each other replica is behind; empty unless this node leads.
     pub fn lags(&self) -> Vec<Lag> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let last = metrics.last_log_index.map_or(0, |index| index + 1);
         let heard = metrics.heartbeat.unwrap_or_default();
-        let silent = |node: &u64| heard.get(node).copied().flatten().map(|at| at.into_inner().elapsed());
+        let asleep = self.pulse.is_asleep();
+        let silent = |node: &u64| match heard.get(node).copied().flatten() {
+            // It had everything, and would have been heard of since.
+            Some(_) if asleep => Some(Duration::ZERO),
+            heard => heard.map(|at| at.into_inner().elapsed()),
+        };
         let others = metrics.replication.unwrap_or_default().into_iter().filter(|(node, _)| *node != self.node.get());
         others
             .map(|(node, matched)| {
@@ -223,28 +237,33 @@ impl GroupHandle {
 
     /// Adds a learner and waits until it has caught up. Only on the leader.
     pub async fn add_learner(&self, node: NodeId) -> Result<(), GroupError> {
+        self.pulse.wake_to_write().await;
         self.raft.add_learner(node.get(), EmptyNode {}, true).await.map(drop).map_err(|error| self.failed(&error))
     }
 
     /// Adds a learner without waiting for it. Only on the leader.
     pub async fn add_learner_nowait(&self, node: NodeId) -> Result<(), GroupError> {
+        self.pulse.wake_to_write().await;
         self.raft.add_learner(node.get(), EmptyNode {}, false).await.map(drop).map_err(|error| self.failed(&error))
     }
 
     /// Makes exactly these the voters (each a member already); others leave. Only on the leader.
     pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), GroupError> {
+        self.pulse.wake_to_write().await;
         let voters: BTreeSet<u64> = voters.into_iter().map(NodeId::get).collect();
         self.raft.change_membership(voters, false).await.map(drop).map_err(|error| self.failed(&error))
     }
 
     /// Removes learners. Only on the leader.
     pub async fn remove_learners(&self, nodes: BTreeSet<NodeId>) -> Result<(), GroupError> {
+        self.pulse.wake_to_write().await;
         let nodes = ChangeMembers::RemoveNodes(nodes.into_iter().map(NodeId::get).collect());
         self.raft.change_membership(nodes, false).await.map(drop).map_err(|error| self.failed(&error))
     }
 
     /// Asks `to` to take over. Only on the leader; returns before it has happened.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), GroupError> {
+        self.pulse.wake_and_tell().await;
         self.raft.trigger().transfer_leader(to.get()).await.map_err(|fatal| self.failed(&fatal))
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use openraft::{Config, SnapshotPolicy, alias, impls::EmptyNode};
 
 use super::machine::Applied;
+use crate::config;
 
 /// One proposal: what becomes the payload of a normal raft entry.
 #[derive(Clone, PartialEq, Eq)]
@@ -79,7 +80,20 @@ pub struct RaftTiming {
     pub election_max_ms: u64,
 }
 
+/// A group's own timers are this many times slower than the node's watch over its peers, which is what notices a lost
+/// leader: see [`super::succession`].
+const GROUP_SLOWNESS: u64 = 8;
+
 impl RaftTiming {
+    /// Of the groups of a node that is configured so.
+    pub fn of_groups(config: &config::Raft) -> Self {
+        Self {
+            heartbeat_ms: config.heartbeat_ms.get() * GROUP_SLOWNESS,
+            election_min_ms: config.election_min_ms.get() * GROUP_SLOWNESS,
+            election_max_ms: config.election_max_ms.get() * GROUP_SLOWNESS,
+        }
+    }
+
     /// openraft's configuration for a group whose log is the message log: the application decides when to
     /// checkpoint, and everything up to the checkpoint may go. `lazy`: appends are acknowledged from memory, so a
     /// restarted follower may have lost what it had acknowledged and must be fed again; elsewhere that is a fault.

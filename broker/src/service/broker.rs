@@ -137,12 +137,7 @@ impl Broker {
     }
 
     pub(super) fn timing(&self) -> RaftTiming {
-        let raft = &self.parts.config.raft;
-        RaftTiming {
-            heartbeat_ms: raft.heartbeat_ms.get(),
-            election_min_ms: raft.election_min_ms.get(),
-            election_max_ms: raft.election_max_ms.get(),
-        }
+        RaftTiming::of_groups(&self.parts.config.raft)
     }
 
     /// The replicas on this node.

@@ -59,6 +59,7 @@ impl Broker {
             in_sync: if is_leader { in_sync.into_iter().collect() } else { Vec::new() },
             lag: lags.iter().map(|lag| v1::ReplicaLag { node: lag.node.get(), entries: lag.entries }).collect(),
             last_index: replica.group().log().state().last.map_or(0, |last| last.index),
+            asleep: replica.group().is_asleep(),
         }
     }
 
@@ -113,6 +114,7 @@ impl Broker {
                             high_watermark: state.map_or(0, |state| state.high_watermark),
                             lag: leading.map(|state| state.lag.clone()).unwrap_or_default(),
                             moving_to: partition.moving_to.iter().flatten().map(|node| node.get()).collect(),
+                            asleep: leading.is_some_and(|state| state.asleep),
                         }),
                     })
                 })

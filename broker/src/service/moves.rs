@@ -109,7 +109,8 @@ impl Broker {
         });
         let away = wanted
             .into_iter()
-            .filter(|(_, preferred)| *preferred != self.node() && self.leaders().is_alive(*preferred, now));
+            .filter(|(_, preferred)| *preferred != self.node() && self.leaders().is_alive(*preferred, now))
+            .filter(|(_, preferred)| self.parts.links.is_up(*preferred));
         let mut given = 0;
         for (group, preferred) in away {
             if given == HAND_BACKS_PER_TICK {

@@ -211,6 +211,7 @@ impl Link {
             incarnation: identity.incarnation.read().clone(),
             node: identity.node.get(),
             protocol: PROTOCOL,
+            boot: identity.boot.get(),
         };
         let frame = Frame { body: Some(Body::Hello(hello)), ..Frame::default() };
         sender.send(frame).await.map_err(|_| "closed while connecting".to_owned())?;

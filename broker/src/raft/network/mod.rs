@@ -20,11 +20,15 @@ use std::{
     time::Duration,
 };
 
-use busbar_proto::{NodeId, peer as wire};
+use busbar_proto::{
+    GroupId, NodeId,
+    peer::{self as wire, frame::Body},
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use self::link::{Lane, Link, LinkOptions};
+use super::liveness::Boot;
 use crate::env::Tasks;
 
 /// Unanswered bytes that one group keeps on the way to one follower.
@@ -47,6 +51,8 @@ pub struct Identity {
     pub incarnation: RwLock<String>,
     /// This node; 0 until it has joined.
     pub node: NodeId,
+    /// This run of the process.
+    pub boot: Boot,
     /// What a peer said when it refused us for good: this node was removed, or has lost its data.
     expelled: watch::Sender<Option<String>>,
     /// The nodes that the catalog knows.
@@ -64,6 +70,7 @@ impl Identity {
             cluster,
             incarnation,
             node,
+            boot: Boot::new(rand::random()),
             expelled: watch::Sender::default(),
             registered: RwLock::default(),
             remembered,
@@ -157,6 +164,29 @@ impl Links {
             reply_deadline: self.reply_deadline,
         };
         open.entry((peer, lane)).or_insert_with(|| Link::start(options(), &self.tasks)).clone()
+    }
+
+    /// Tells all peers that this node lives, for as long as it does. A task of its own: nothing else may hold it up.
+    pub async fn keep_beating(self: Arc<Self>, every: Duration) {
+        let mut beats = tokio::time::interval(every);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            self.beat();
+        }
+    }
+
+    fn beat(&self) {
+        for ((_, lane), link) in &*self.open.lock() {
+            if *lane == Lane::Control {
+                link.notify(GroupId::CATALOG, 0, Body::Beat(wire::Beat {}));
+            }
+        }
+    }
+
+    /// Those to whom there are links.
+    pub(crate) fn peers(&self) -> BTreeSet<NodeId> {
+        self.open.lock().keys().map(|(node, _)| *node).collect()
     }
 
     /// Whether a link to `peer` is up now.

@@ -18,12 +18,14 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Identity, NODE_REMOVED, PROTOCOL, WINDOW_REQUESTS, grpc::PeerHooks};
 use crate::{
-    env::Tasks,
+    env::{Clock, Tasks},
     raft::{
         checkpoint::Checkpoint,
         convert::{self, Malformed},
-        group::RaftHandle,
+        liveness::{Boot, Greeting, Liveness},
+        pulse::Pulse,
         registry::Registry,
+        succession::News,
         types::{SnapshotMeta, TypeConfig},
     },
 };
@@ -37,21 +39,52 @@ type Request = AppendEntriesRequest<TypeConfig>;
 pub struct PeerServer<H> {
     identity: Arc<Identity>,
     registry: Arc<Registry>,
+    watch: PeerWatch,
     tasks: Tasks,
     hooks: Arc<H>,
 }
 
+/// Who is told of what peers say by being there.
+#[derive(Clone)]
+pub struct PeerWatch {
+    /// Of every word.
+    pub liveness: Arc<Liveness>,
+    /// Of new processes, and of groups that are given away.
+    pub news: News,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl PeerWatch {
+    /// Whether the leader of a group is not there any more, as far as this node can tell.
+    fn is_lost(&self, pulse: &Pulse, leader: NodeId) -> bool {
+        !pulse.is_node(leader) && self.liveness.is_suspect(leader, self.clock.now())
+    }
+}
+
 impl<H> Clone for PeerServer<H> {
     fn clone(&self) -> Self {
-        let Self { identity, registry, tasks, hooks } = self;
-        Self { identity: identity.clone(), registry: registry.clone(), tasks: tasks.clone(), hooks: hooks.clone() }
+        let Self { identity, registry, watch, tasks, hooks } = self;
+        Self {
+            identity: identity.clone(),
+            registry: registry.clone(),
+            watch: watch.clone(),
+            tasks: tasks.clone(),
+            hooks: hooks.clone(),
+        }
     }
 }
 
 impl<H: PeerHooks> PeerServer<H> {
     /// Serves the groups of `registry`.
-    pub fn new(identity: Arc<Identity>, registry: Arc<Registry>, tasks: Tasks, hooks: Arc<H>) -> Self {
-        Self { identity, registry, tasks, hooks }
+    pub fn new(
+        identity: Arc<Identity>,
+        registry: Arc<Registry>,
+        watch: PeerWatch,
+        tasks: Tasks,
+        hooks: Arc<H>,
+    ) -> Self {
+        Self { identity, registry, watch, tasks, hooks }
     }
 
     pub(super) fn hooks(&self) -> &H {
@@ -95,7 +128,8 @@ impl<H: PeerHooks> PeerServer<H> {
             );
             return refused(NODE_REMOVED, message);
         }
-        Ok(wire::Hello { cluster: ours.cluster.clone(), incarnation, node: ours.node.get(), protocol: PROTOCOL })
+        let (node, boot) = (ours.node.get(), ours.boot.get());
+        Ok(wire::Hello { cluster: ours.cluster.clone(), incarnation, node, protocol: PROTOCOL, boot })
     }
 
     /// Runs one accepted link until its input ends. `output` carries the answers; the first is ours to the hello.
@@ -116,8 +150,11 @@ impl<H: PeerHooks> PeerServer<H> {
         if output.send(Frame { body: Some(answer), ..Frame::default() }).await.is_err() {
             return;
         }
+        self.greeted(&hello);
+        let peer = NodeId::new(hello.node);
         let mut streams: HashMap<u64, mpsc::Sender<(u64, Request)>> = HashMap::new();
         while let Some(Ok(frame)) = input.next().await {
+            self.watch.liveness.heard(peer, self.watch.clock.now());
             match frame.body {
                 Some(Body::Append(append)) => {
                     let (group, sequence, stream) = (GroupId::new(frame.group), frame.sequence, frame.stream);
@@ -145,6 +182,7 @@ impl<H: PeerHooks> PeerServer<H> {
                         drop(output.try_send(Frame { group: frame.group, sequence, stream, body: Some(failed) }));
                     }
                 }
+                Some(Body::Beat(_)) => {}
                 Some(Body::CloseStream(_)) => drop(streams.remove(&frame.stream)),
                 // It went on after it was removed: its next hello will tell it.
                 Some(Body::Leaders(_)) if self.hooks.is_removed(NodeId::new(hello.node)) => return,
@@ -155,13 +193,31 @@ impl<H: PeerHooks> PeerServer<H> {
         }
     }
 
+    /// A peer has connected. One whose process is new leads nothing any more, and has heard of no leader yet: those here
+    /// that sleep tell it.
+    fn greeted(&self, hello: &wire::Hello) {
+        let PeerWatch { liveness, news, clock } = &self.watch;
+        let node = NodeId::new(hello.node);
+        match liveness.greeted(node, Boot::new(hello.boot), clock.now()) {
+            Greeting::Again => return,
+            Greeting::First => {}
+            Greeting::Restarted => news.restarted(node),
+        }
+        let registry = self.registry.clone();
+        self.tasks.spawn("wake groups", async move {
+            for (_, pulse) in registry.all() {
+                pulse.wake_if_leading().await;
+            }
+        });
+    }
+
     /// Starts the task that feeds one append stream to its group; returns the stream's queue.
     fn open_stream(&self, group: GroupId, output: &mpsc::Sender<Frame>) -> mpsc::Sender<(u64, Request)> {
         // Twice the window: requests that are answered here may not have been counted as such by the sender yet.
         let (queue, requests) = mpsc::channel::<(u64, Request)>(WINDOW_REQUESTS * 2);
         let output = output.clone();
-        match self.registry.raft(group) {
-            Some(raft) => self.tasks.spawn("append stream", append_stream(group, raft, requests, output)),
+        match self.registry.pulse(group) {
+            Some(pulse) => self.tasks.spawn("append stream", append_stream(group, pulse, requests, output)),
             None => self.tasks.spawn("append stream", refuse_stream(group, requests, output)),
         }
         queue
@@ -169,10 +225,13 @@ impl<H: PeerHooks> PeerServer<H> {
 
     /// Answers one request that stands alone.
     fn answer(&self, group: u64, sequence: u64, body: Body, output: mpsc::Sender<Frame>) {
-        let raft = self.registry.raft(GroupId::new(group));
+        let pulse = self.registry.pulse(GroupId::new(group));
+        let watch = self.watch.clone();
         self.tasks.spawn("peer request", async move {
-            let body = match raft {
-                Some(raft) => handle(&raft, body).await.unwrap_or_else(|message| failed(&message)),
+            let body = match pulse {
+                Some(pulse) => {
+                    handle(GroupId::new(group), &pulse, &watch, body).await.unwrap_or_else(|message| failed(&message))
+                }
                 None => failed("no such group on this node"),
             };
             drop(output.send(Frame { group, sequence, stream: 0, body: Some(body) }).await);
@@ -194,17 +253,22 @@ async fn refuse_stream(group: GroupId, mut requests: mpsc::Receiver<(u64, Reques
 /// Pipes requests into the group and its answers, one a request and in order, to the peer.
 async fn append_stream(
     group: GroupId,
-    raft: RaftHandle,
+    pulse: Arc<Pulse>,
     requests: mpsc::Receiver<(u64, Request)>,
     output: mpsc::Sender<Frame>,
 ) {
     let sequences = Arc::new(Mutex::new(std::collections::VecDeque::new()));
     let asked = sequences.clone();
-    let input = ReceiverStream::new(requests).map(move |(sequence, request)| {
+    let waker = pulse.clone();
+    let input = ReceiverStream::new(requests).map(move |(sequence, request): (u64, Request)| {
+        // A heartbeat alone wakes nobody: one that was under way when the group fell asleep comes too late.
+        if !request.entries.is_empty() {
+            waker.wake();
+        }
         asked.lock().push_back(sequence);
         request
     });
-    let mut answers = Box::pin(raft.stream_append(input));
+    let mut answers = Box::pin(pulse.raft().stream_append(input));
     while let Some(answer) = answers.next().await {
         let Some(sequence) = sequences.lock().pop_front() else { return };
         let body = match answer {
@@ -244,9 +308,16 @@ fn append_from_wire(append: wire::Append) -> Result<Request, Malformed> {
     })
 }
 
-async fn handle(raft: &RaftHandle, body: Body) -> Result<Body, String> {
+async fn handle(group: GroupId, pulse: &Pulse, watch: &PeerWatch, body: Body) -> Result<Body, String> {
+    let raft = pulse.raft();
     match body {
-        Body::Vote(message) => vote(raft, message).await,
+        Body::Vote(message) => vote(pulse, watch, message).await,
+        Body::Hibernate(message) => {
+            let vote = convert::vote_from_wire(message.vote).map_err(|error| error.to_string())?;
+            let last = message.last.map(convert::id_from_wire).ok_or("a position is missing")?;
+            let sleeps = pulse.sleep_beside(&vote, &last);
+            if sleeps { Ok(Body::Done(wire::Done {})) } else { Err("not now".to_owned()) }
+        }
         Body::Checkpoint(message) => {
             let vote = convert::vote_from_wire(message.vote).map_err(|error| error.to_string())?;
             let row = Checkpoint::from_wire(message, true).map_err(|error| error.to_string())?;
@@ -256,9 +327,15 @@ async fn handle(raft: &RaftHandle, body: Body) -> Result<Body, String> {
             Ok(Body::CheckpointReply(wire::CheckpointReply { vote: Some(convert::vote_to_wire(&answer.vote)) }))
         }
         Body::TransferLeader(message) => {
+            pulse.wake();
             let from = convert::vote_from_wire(message.from).map_err(|error| error.to_string())?;
             let last = message.last.map(convert::id_from_wire);
             let request = TransferLeaderRequest::new(from, message.to, last);
+            match pulse.is_node(NodeId::new(message.to)) {
+                // openraft's heir does not wait: it would let the chance pass.
+                true => pulse.catch_up(last.as_ref()).await,
+                false => watch.news.given_away(group),
+            }
             let answer = raft.handle_transfer_leader(request).await.map_err(|fatal| fatal.to_string())?;
             answer.map(|()| Body::Done(wire::Done {})).map_err(|error| error.to_string())
         }
@@ -266,8 +343,16 @@ async fn handle(raft: &RaftHandle, body: Body) -> Result<Body, String> {
     }
 }
 
-async fn vote(raft: &RaftHandle, message: wire::Vote) -> Result<Body, String> {
+async fn vote(pulse: &Pulse, watch: &PeerWatch, message: wire::Vote) -> Result<Body, String> {
+    let raft = pulse.raft();
     let vote = convert::vote_from_wire(message.vote).map_err(|error| error.to_string())?;
+    // The lease of a group that slept is long over, though nobody has missed its leader. Should it be gone all the same,
+    // the next request finds the group awake.
+    let slept = pulse.wake_and_tell().await;
+    if slept && message.pre_vote && pulse.leader().is_some_and(|leader| !watch.is_lost(pulse, leader)) {
+        let vote = Some(convert::vote_to_wire(&pulse.vote()));
+        return Ok(Body::VoteReply(wire::VoteReply { vote, granted: false, last: None }));
+    }
     let request = VoteRequest::<TypeConfig> {
         vote,
         last_log_id: message.last.map(convert::id_from_wire),
