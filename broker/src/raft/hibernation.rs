@@ -1,5 +1,5 @@
 //! Puts groups to sleep in which nothing happens. Owns the decision when; what sleeping means is the
-//! [`pulse`](super::pulse)'s.
+//! `pulse`'s.
 //!
 //! On each leader: once a group has been quiet for long enough, its followers are asked to sleep; when all of them do, the
 //! leader does. One that does not (it lags, its node is away) keeps the group awake.
