@@ -79,8 +79,8 @@ impl ProducerBuilder {
     }
 
     /// Names the producer: it keeps its identity across restarts, and **one instance at a time** may have the name.
-    /// `build` claims it; the instance that had it is fenced: its records come to [`DeliveryError::Fenced`] and
-    /// [`SendError::Fenced`], and it never claims the name again by itself. Rules as for topic names; any topic. See
+    /// `build` claims it; the instance that had it is fenced: its records come to [`DeliveryError::Fenced`](crate::DeliveryError::Fenced) and
+    /// [`SendError::Fenced`](crate::SendError::Fenced), and it never claims the name again by itself. Rules as for topic names; any topic. See
     /// [`Producer::last_stored`] for going on after a crash.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
