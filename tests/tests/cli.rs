@@ -16,8 +16,18 @@ use tokio::{
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-const PARTITION_KEYS: [&str; 9] =
-    ["partition", "leader", "epoch", "replicas", "in_sync", "log_start", "high_watermark", "lag", "moving_to"];
+const PARTITION_KEYS: [&str; 10] = [
+    "partition",
+    "leader",
+    "epoch",
+    "replicas",
+    "in_sync",
+    "log_start",
+    "high_watermark",
+    "lag",
+    "moving_to",
+    "asleep",
+];
 
 fn keys(value: &Value) -> BTreeSet<&str> {
     value.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default()

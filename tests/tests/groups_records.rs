@@ -26,12 +26,16 @@ const CHUNK: u64 = 20;
 /// a row.
 async fn relay(cluster: &ProcessCluster, client: &Client, topic_id: &Bytes) -> anyhow::Result<()> {
     for partition in 0..PARTITIONS {
-        let leader = cluster.leader_of(client, TOPIC, partition).await?;
-        let address = &cluster.node(leader)?.address;
         let ids: Vec<u64> = (0..EVENTS).filter(|id| id % u64::from(PARTITIONS) == u64::from(partition)).collect();
         for chunk in ids.chunks(CHUNK as usize) {
             for _ in 0..2 {
-                wire::store(address, topic_id, partition, wire::batch_of_events("/shop", chunk)).await?;
+                // Leadership may be on its way back to a node that came up again.
+                eventually(LIMIT, "events are stored", || async {
+                    let leader = cluster.leader_of(client, TOPIC, partition).await?;
+                    let address = &cluster.node(leader)?.address;
+                    wire::store(address, topic_id, partition, wire::batch_of_events("/shop", chunk)).await
+                })
+                .await?;
             }
         }
     }

@@ -17,18 +17,15 @@ use std::{
 
 use busbar_proto::NodeId;
 use openraft::{
-    AsyncRuntime, Instant as _, async_runtime::watch::WatchReceiver as _, raft::TransferLeaderRequest,
-    vote::RaftLeaderId as _,
+    Instant as _, async_runtime::watch::WatchReceiver as _, raft::TransferLeaderRequest, vote::RaftLeaderId as _,
 };
 use parking_lot::Mutex;
 
 use super::{
     group::RaftHandle,
-    runtime::Runtime,
     types::{LogId, RaftVote},
 };
-
-type Instant = <Runtime as AsyncRuntime>::Instant;
+use crate::env::clock::deadline_after;
 
 const AWAKE: u8 = 0;
 /// Awake, and if it leads: no majority has said so since it slept.
@@ -45,7 +42,7 @@ pub(crate) struct Pulse {
     raft: RaftHandle,
     state: AtomicU8,
     /// When it last woke.
-    woken: Mutex<Option<Instant>>,
+    woken: Mutex<Option<tokio::time::Instant>>,
     /// End of the log when it fell asleep.
     slept_at: AtomicU64,
 }
@@ -77,7 +74,7 @@ impl Pulse {
             return false;
         }
         // The time first: whoever finds it unconfirmed waits for words that came after it.
-        *self.woken.lock() = Some(Instant::now());
+        *self.woken.lock() = Some(deadline_after(Duration::ZERO));
         let changed = self.state.compare_exchange(ASLEEP, UNCONFIRMED, Ordering::AcqRel, Ordering::Acquire);
         if changed.is_ok() {
             self.raft.runtime_config().tick(true);
@@ -114,7 +111,7 @@ impl Pulse {
             loop {
                 let acked = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner());
                 // It is the time at which the answered heartbeat was sent.
-                if acked.is_some_and(|at| at >= woken) || metrics.changed().await.is_err() {
+                if acked.is_some_and(|at| at.elapsed() <= woken.elapsed()) || metrics.changed().await.is_err() {
                     return;
                 }
             }

@@ -42,7 +42,8 @@ pub(super) fn plan(
             let (target, holder) = current(PartitionKey { topic: wish.topic, partition });
             let asks = |member: &MemberId| wish.members.binary_search(member).is_ok();
             match target.filter(asks).or(holder.filter(asks)) {
-                Some(member) => plan.give(number, partition, member, holder == Some(member)),
+                // One that was on its way to somebody who is gone has no place yet, though it is still held.
+                Some(member) => plan.give(number, partition, member, holder == target && target == Some(member)),
                 None => open.push((wish.members.len(), number, partition)),
             }
         }
@@ -60,8 +61,8 @@ pub(super) fn plan(
 struct Plan<'a> {
     wishes: &'a [Wish],
     loads: BTreeMap<MemberId, usize>,
-    /// By topic and member: whether the member holds the partition already, and which it is. What is not held yet moves
-    /// first, as nobody's work is disturbed.
+    /// By topic and member: whether the member holds the partition and is to keep it, and which it is. Others move first, as
+    /// nobody's work is disturbed, or is disturbed already.
     given: BTreeMap<(usize, MemberId), BTreeSet<(bool, PartitionId)>>,
 }
 
@@ -75,9 +76,9 @@ impl<'a> Plan<'a> {
         self.loads.get(&member).copied().unwrap_or(0)
     }
 
-    fn give(&mut self, number: usize, partition: PartitionId, member: MemberId, is_held: bool) {
+    fn give(&mut self, number: usize, partition: PartitionId, member: MemberId, is_settled: bool) {
         *self.loads.entry(member).or_default() += 1;
-        self.given.entry((number, member)).or_default().insert((!is_held, partition));
+        self.given.entry((number, member)).or_default().insert((!is_settled, partition));
     }
 
     fn least_loaded(&self, number: usize) -> Option<MemberId> {

@@ -279,11 +279,7 @@ fn check_stickiness(before: &GroupShard, after: &GroupShard, command: &Command) 
     let (Some(old), Some(new)) = (before.group(group), after.group(group)) else { return };
     let one_set = new.members().values().map(|member| &member.topics).collect::<BTreeSet<_>>().len() <= 1;
     let was_one = old.members().values().map(|member| &member.topics).collect::<BTreeSet<_>>().len() <= 1;
-    // Topics that came or went meanwhile are taken into account with this plan: then more may move.
-    let planned = |group: &busbar_machine::group::Group| -> BTreeSet<_> {
-        group.partitions().iter().filter(|(_, at)| at.target.is_some()).map(|(key, _)| *key).collect()
-    };
-    if !one_set || !was_one || planned(old) != planned(new) {
+    if !one_set || !was_one {
         return;
     }
     for (key, was) in old.partitions() {
