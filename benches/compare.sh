@@ -29,7 +29,7 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-busbar_port=17700
+busbar_port=17700 # and 17800 for the peers
 "$bin/busbar" dev up -n 3 --dir "$dir/busbar" --base-port "$busbar_port" >"$dir/busbar.out" 2>&1 &
 started="$started $!"
 
@@ -48,8 +48,8 @@ CONF
         started="$started $!"
     done
 }
-start_nats nats 17800 '"2m"' # its default
-start_nats nats-sync 17900 always
+start_nats nats 18000 '"2m"' # its default
+start_nats nats-sync 18100 always
 
 until grep -q '^ready$' "$dir/busbar.out"; do sleep 0.2; done
 for name in nats nats-sync; do
@@ -73,9 +73,9 @@ for round in $(seq "$rounds"); do
         # shellcheck disable=SC2086 # several words on purpose
         bench "$dir/$load-busbar" busbar "127.0.0.1:$busbar_port" fsync --topic "$load$round" $options
         # shellcheck disable=SC2086
-        bench "$dir/$load-nats" nats "$(servers 17800)" replicated --topic "$load$round" $options
+        bench "$dir/$load-nats" nats "$(servers 18000)" replicated --topic "$load$round" $options
         # shellcheck disable=SC2086
-        bench "$dir/$load-nats-sync" nats "$(servers 17900)" fsync --topic "$load$round" $options
+        bench "$dir/$load-nats-sync" nats "$(servers 18100)" fsync --topic "$load$round" $options
         echo "round $round, $load: done" >&2
     done
 done
