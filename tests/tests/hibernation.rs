@@ -129,3 +129,25 @@ async fn a_frozen_leader_of_sleeping_partitions_is_followed_and_steps_down_when_
     asleep(&client).await?;
     check(cluster, &client, 2).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_without_other_replicas_waits_for_nobody_when_it_wakes() -> anyhow::Result<()> {
+    let cluster = ProcessCluster::start_with(1, &[("raft.hibernate_after_ms", "300ms")]).await?;
+    let client = cluster.client().await?;
+    client.admin().create_topic(TOPIC, TopicOptions { replicas: 1, ..TopicOptions::default() }).await?;
+    let mut quickest = LIMIT;
+    for _ in 0..3 {
+        eventually(LIMIT, "it sleeps", || async {
+            let states = partitions(&client).await?;
+            ensure!(states.iter().all(|state| state.asleep), "{states:?}");
+            Ok(())
+        })
+        .await?;
+        let begun = tokio::time::Instant::now();
+        publish(&client, [0]).await?;
+        quickest = quickest.min(begun.elapsed());
+    }
+    // Waiting for a majority's word that never comes would take a second each time.
+    ensure!(quickest < Duration::from_millis(900), "the quickest of three took {quickest:?}");
+    cluster.finish().await
+}

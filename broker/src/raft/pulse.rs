@@ -106,6 +106,10 @@ impl Pulse {
         }
         self.wake_and_tell().await;
         let Some(woken) = *self.woken.lock() else { return };
+        if self.is_alone() {
+            let _ = self.state.compare_exchange(UNCONFIRMED, AWAKE, Ordering::AcqRel, Ordering::Acquire);
+            return;
+        }
         let mut metrics = self.raft.data_metrics();
         let confirmed = async {
             loop {
@@ -170,7 +174,16 @@ impl Pulse {
 
     /// Whether this node is that one.
     pub(crate) fn is_node(&self, node: NodeId) -> bool {
-        self.raft.server_metrics().borrow_watched().id == node.get()
+        self.id() == node.get()
+    }
+
+    fn id(&self) -> u64 {
+        self.raft.server_metrics().borrow_watched().id
+    }
+
+    /// Whether it is the only voter: then nobody's word is missing.
+    fn is_alone(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().membership_config.voter_ids().count() == 1
     }
 
     /// The vote that this replica has given last.
@@ -201,13 +214,9 @@ impl Pulse {
         heirs.iter().position(|heir| *heir == id).and_then(|place| u32::try_from(place).ok())
     }
 
-    /// The leader is lost: its lease does not hold votes up any more.
-    pub(crate) async fn drop_lease(&self) {
-        let metrics = self.raft.server_metrics();
-        let (id, vote) = {
-            let metrics = metrics.borrow_watched();
-            (metrics.id, metrics.vote)
-        };
+    /// The leader of this vote is lost: its lease does not hold votes up any more. Nothing happens when another leads.
+    pub(crate) async fn drop_lease(&self, vote: RaftVote) {
+        let id = self.id();
         // As if its leader had named an heir other than this node: all that does here is to end the lease.
         let heir = if *vote.leader_id().node_id() == id { id.wrapping_add(1) } else { *vote.leader_id().node_id() };
         let _ = self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, heir, None)).await;
@@ -227,14 +236,9 @@ impl Pulse {
     }
 
     /// Takes over from a leader that has given up in favour of another: with its word, its lease is no obstacle. Voters
-    /// still refuse whoever has less than they do.
-    pub(crate) async fn inherit(&self) {
-        let metrics = self.raft.server_metrics();
-        let (id, vote) = {
-            let metrics = metrics.borrow_watched();
-            (metrics.id, metrics.vote)
-        };
-        let _ = self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, id, None)).await;
+    /// still refuse whoever has less than they do. Nothing happens when another leads by now.
+    pub(crate) async fn inherit(&self, vote: RaftVote) {
+        let _ = self.raft.handle_transfer_leader(TransferLeaderRequest::new(vote, self.id(), None)).await;
     }
 
     /// Stands for election, unless a majority knows a leader that lives.

@@ -58,7 +58,7 @@ pub struct SuccessionOptions {
 #[derive(Debug)]
 enum Word {
     Restarted(NodeId),
-    GivenAway(GroupId),
+    GivenAway(GroupId, RaftVote),
 }
 
 /// Tells a [`Succession`] what peers say. Cheap to clone. Should too much be queued, the groups' own timers do.
@@ -71,9 +71,9 @@ impl News {
         let _ = self.0.try_send(Word::Restarted(node));
     }
 
-    /// The group's leader has named another node as its heir.
-    pub(crate) fn given_away(&self, group: GroupId) {
-        let _ = self.0.try_send(Word::GivenAway(group));
+    /// The leader of this vote has named another node as the group's heir.
+    pub(crate) fn given_away(&self, group: GroupId, vote: RaftVote) {
+        let _ = self.0.try_send(Word::GivenAway(group, vote));
     }
 }
 
@@ -164,8 +164,10 @@ impl Succession {
                 tracing::info!(%node, "a peer's process was started anew: its groups are led by others, or elect");
                 self.vacate(node, Cause::Restarted(node));
             }
-            Word::GivenAway(group) => {
-                if let Some(pulse) = self.options.registry.pulse(group) {
+            // Only of the leader that is followed: an old word must not depose a new leader.
+            Word::GivenAway(group, vote) => {
+                let pulse = self.options.registry.pulse(group);
+                if let Some(pulse) = pulse.filter(|pulse| pulse.vote() == vote) {
                     self.open(group, &pulse, Cause::GivenAway);
                 }
             }
@@ -243,12 +245,12 @@ impl Succession {
             tracing::debug!(%group, cause = ?vacancy.cause, vote = %pulse.vote(), "standing for election");
             pulse.wake();
             if vacancy.cause == Cause::GivenAway {
-                pulse.inherit().await;
+                pulse.inherit(vacancy.vote).await;
                 continue;
             }
             // A node that only was not heard for a while, and leads on, takes its lease back with its next heartbeat.
             if vacancy.cause.lost().is_some() {
-                pulse.drop_lease().await;
+                pulse.drop_lease(vacancy.vote).await;
             }
             pulse.stand().await;
         }

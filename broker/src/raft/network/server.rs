@@ -334,7 +334,7 @@ async fn handle(group: GroupId, pulse: &Pulse, watch: &PeerWatch, body: Body) ->
             match pulse.is_node(NodeId::new(message.to)) {
                 // openraft's heir does not wait: it would let the chance pass.
                 true => pulse.catch_up(last.as_ref()).await,
-                false => watch.news.given_away(group),
+                false => watch.news.given_away(group, from),
             }
             let answer = raft.handle_transfer_leader(request).await.map_err(|fatal| fatal.to_string())?;
             answer.map(|()| Body::Done(wire::Done {})).map_err(|error| error.to_string())
