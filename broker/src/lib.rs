@@ -7,6 +7,7 @@
 //! Imports go downward only. `rocksdb` is named in [`mod@env`] alone, `openraft` in [`mod@raft`] alone, `tonic` in
 //! [`listener`] and `raft::network` alone; `tests/tests/tidy.rs` checks it.
 
+pub mod channel;
 pub mod config;
 pub mod env;
 pub mod folder;

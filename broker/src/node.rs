@@ -10,7 +10,11 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     config::{Config, HostPort},
-    env::{Clock, StateError, StateStore, SystemClock, Tasks, rocks::RocksState},
+    env::{
+        Clock, StateError, StateStore, SystemClock, Tasks,
+        descriptors::{self, TooFew},
+        rocks::RocksState,
+    },
     folder::{DataFolder, FolderIdentity},
     listener::{accept, grpc},
     raft::{
@@ -67,6 +71,9 @@ pub enum StartError {
         /// Who we are.
         configured: String,
     },
+    /// The process may open too few files.
+    #[error(transparent)]
+    Descriptors(#[from] TooFew),
     /// The cluster did not take this node in.
     #[error("can't join the cluster through {addresses}: {message}")]
     Join {
@@ -104,12 +111,12 @@ struct Listeners {
 impl Node {
     /// Starts a node. It serves as soon as this returns, as far as the rest of the cluster lets it.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let config = Arc::new(config);
+        let (config, segments_max) = within_descriptors(config)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let tasks = Tasks::new();
         let folder = DataFolder::open(&config.node.data_dir)?;
         let listeners = listen(&config)?;
-        let (engine, report) = LogEngine::open(Arc::new(RealVfs), &folder.log(), log_options(&config))?;
+        let (engine, report) = LogEngine::open(Arc::new(RealVfs), &folder.log(), log_options(&config, segments_max))?;
         tracing::info!(?report, "log opened");
         let fatal = watch_fatal(&engine);
         let calls = Arc::new(Calls::default());
@@ -287,7 +294,25 @@ fn watch_peers(
     PeerWatch { liveness, news, clock: clock.clone() }
 }
 
-fn log_options(config: &Config) -> LogOptions {
+/// Fits what the configuration allows into the files that this process may open; also how many segments stay open.
+fn within_descriptors(mut config: Config) -> Result<(Arc<Config>, usize), StartError> {
+    let limit = descriptors::raise_limit();
+    let wanted = config.limits.connections_max;
+    let shares = descriptors::share_out(limit, config.log.journal_files_max.into(), wanted as usize)?;
+    let connections = u32::try_from(shares.connections).unwrap_or(wanted);
+    if connections < wanted {
+        tracing::warn!(
+            connections,
+            wanted,
+            open_files = limit,
+            "fewer client connections than limits.connections_max: raise the limit of open files (ulimit -n)"
+        );
+    }
+    config.limits.connections_max = connections;
+    Ok((Arc::new(config), shares.segments))
+}
+
+fn log_options(config: &Config, open_segments_max: usize) -> LogOptions {
     let log = &config.log;
     LogOptions {
         file_bytes: log.journal_file_bytes.get(),
@@ -297,6 +322,7 @@ fn log_options(config: &Config) -> LogOptions {
         reserve_disk_bytes: log.reserve_disk_bytes.get(),
         direct_io: log.direct_io,
         flush_interval: Duration::from_millis(log.flush_interval_ms.get()),
+        open_segments_max,
         ..LogOptions::default()
     }
 }

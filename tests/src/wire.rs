@@ -95,8 +95,7 @@ pub async fn store(address: &str, topic_id: &Bytes, partition: u32, batch: Bytes
 #[derive(Debug)]
 pub struct Subscription {
     events: Streaming<v1::SubscribeResponse>,
-    /// Keeps our half of the stream open.
-    _requests: tokio::sync::mpsc::Sender<v1::SubscribeRequest>,
+    requests: tokio::sync::mpsc::Sender<v1::SubscribeRequest>,
 }
 
 impl Subscription {
@@ -107,6 +106,15 @@ impl Subscription {
     pub async fn next(&mut self) -> anyhow::Result<Event> {
         let answer = async { self.events.message().await?.context("the stream ended") };
         within(ANSWER_LIMIT, "an event of a subscription", answer).await?.event.context("no event")
+    }
+
+    /// Grants more credit.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn grant(&self, bytes: u64) -> anyhow::Result<()> {
+        let action = Some(subscribe_request::Action::Credit(bytes));
+        Ok(self.requests.send(v1::SubscribeRequest { subscription: 1, action }).await?)
     }
 }
 
@@ -120,7 +128,7 @@ pub async fn subscribe(address: &str, open: subscribe_request::Open) -> anyhow::
     let action = Some(subscribe_request::Action::Open(open));
     requests.send(v1::SubscribeRequest { subscription: 1, action }).await?;
     let events = client.subscribe(tokio_stream::wrappers::ReceiverStream::new(sent)).await?.into_inner();
-    Ok(Subscription { events, _requests: requests })
+    Ok(Subscription { events, requests })
 }
 
 /// The stored bytes of a partition on one node, leader or not, from the log start to `end`.

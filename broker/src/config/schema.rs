@@ -87,6 +87,8 @@ schema! {
         streams_per_connection_max: u32 = 256, min 8;
         /// Subscriptions open at once on one stream.
         subscriptions_per_stream_max: u32 = 1024, min 1;
+        /// Replicas of partitions that a node may have, on average over the nodes: topics beyond that are refused.
+        replicas_max: u32 = 5000, min 1;
     }
 
     /// Consumer groups.

@@ -2,6 +2,7 @@
 //! `busbar_storage::Vfs`). The core takes them by injection, so that a simulation can stand in for each.
 
 pub mod clock;
+pub mod descriptors;
 pub mod rocks;
 pub mod state;
 pub mod task;

@@ -13,7 +13,7 @@ use busbar_proto::{GroupId, LogIndex, Offset, PartitionId, Reason, Refusal, Topi
 use busbar_storage::LogEngine;
 use bytes::Bytes;
 use parking_lot::RwLock;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use super::{
     Claims,
@@ -21,6 +21,7 @@ use super::{
     sequencer::{Publish, PublishResult, SequencerTask, no_leader, not_leader},
 };
 use crate::{
+    channel::{Closed, Sender, channel},
     env::{Clock, Tasks},
     raft::{Group, Proposal, ProposeError},
 };
@@ -76,7 +77,7 @@ pub struct Replica {
     tasks: Tasks,
     node_budget: Arc<Semaphore>,
     budget: Arc<Semaphore>,
-    queue: mpsc::Sender<Publish>,
+    queue: Sender<Publish>,
 }
 
 impl Replica {
@@ -85,7 +86,7 @@ impl Replica {
         let ReplicaOptions { topic, partition, group, config, engine, clock, claims, tasks, .. } = options;
         let ReplicaOptions { node_budget, partition_bytes, .. } = options;
         let group = Arc::new(group);
-        let (queue, publishes) = mpsc::channel(QUEUE_PUBLISHES);
+        let (queue, publishes) = channel(QUEUE_PUBLISHES);
         let sequencer = SequencerTask { group: group.clone(), clock, claims, publishes };
         tasks.spawn("sequencer", sequencer.run());
         let budget = Arc::new(Semaphore::new(partition_bytes));
@@ -156,7 +157,7 @@ impl Replica {
             }
         };
         let publish = Publish { header, batch, digest, deadline_unix_ms, answer, permits };
-        if let Err(mpsc::error::SendError(publish)) = self.queue.send(publish).await {
+        if let Err(Closed(publish)) = self.queue.send(publish).await {
             (publish.answer)(Err(stopping()));
         }
     }

@@ -18,10 +18,11 @@ use busbar_proto::{
     limits,
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Claims;
 use crate::{
+    channel::Receiver,
     env::Clock,
     raft::{
         Applied, Group, Proposal, ProposeError, Proposed,
@@ -95,7 +96,7 @@ pub(crate) struct SequencerTask {
     pub(crate) group: Arc<Group<PartitionMachine>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) claims: Arc<dyn Claims>,
-    pub(crate) publishes: mpsc::Receiver<Publish>,
+    pub(crate) publishes: Receiver<Publish>,
 }
 
 impl SequencerTask {

@@ -1,4 +1,5 @@
-//! Tokio as openraft's runtime, but for one thing: a sleep that is shorter than tokio's timers can tell ends at once.
+//! Tokio as openraft's runtime, but for two things: a sleep that is shorter than tokio's timers can tell ends at once,
+//! and a channel takes no memory for messages that it might hold one day ([`crate::channel`]).
 //!
 //! openraft gathers completed log writes for a microsecond before it tells its core. Tokio's timers count whole
 //! milliseconds, so each such sleep would add one or two to the acknowledgement of whatever completed right behind
@@ -11,7 +12,13 @@ use std::{
 };
 
 use futures::future::Either;
-use openraft::{AsyncRuntime, OptionalSend, async_runtime::Instant as _, impls::TokioRuntime};
+use openraft::{
+    AsyncRuntime, OptionalSend,
+    async_runtime::{Instant as _, Mpsc, MpscReceiver, MpscSender, MpscWeakSender, SendError, TryRecvError},
+    impls::TokioRuntime,
+};
+
+use crate::channel::{self, Closed, Nothing};
 
 /// Half of what tokio's timers can tell apart.
 const SHORTEST: Duration = Duration::from_micros(500);
@@ -35,7 +42,7 @@ impl AsyncRuntime for Runtime {
     type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = <TokioRuntime as AsyncRuntime>::ThreadLocalRng;
-    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
+    type Mpsc = Channels;
     type Watch = <TokioRuntime as AsyncRuntime>::Watch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
@@ -82,6 +89,48 @@ impl AsyncRuntime for Runtime {
         F: Future<Output = T>,
     {
         self.0.block_on(future)
+    }
+}
+
+/// Channels as openraft knows them.
+pub struct Channels;
+
+impl Mpsc for Channels {
+    type Sender<T: OptionalSend> = channel::Sender<T>;
+    type Receiver<T: OptionalSend> = channel::Receiver<T>;
+    type WeakSender<T: OptionalSend> = channel::WeakSender<T>;
+
+    fn channel<T: OptionalSend>(buffer: usize) -> (channel::Sender<T>, channel::Receiver<T>) {
+        channel::channel(buffer)
+    }
+}
+
+impl<T: OptionalSend> MpscSender<Channels, T> for channel::Sender<T> {
+    async fn send(&self, message: T) -> Result<(), SendError<T>> {
+        Self::send(self, message).await.map_err(|Closed(message)| SendError(message))
+    }
+
+    fn downgrade(&self) -> channel::WeakSender<T> {
+        Self::downgrade(self)
+    }
+}
+
+impl<T: OptionalSend> MpscReceiver<T> for channel::Receiver<T> {
+    async fn recv(&mut self) -> Option<T> {
+        Self::recv(self).await
+    }
+
+    fn try_recv(&mut self) -> Result<T, TryRecvError> {
+        Self::try_recv(self).map_err(|nothing| match nothing {
+            Nothing::Empty => TryRecvError::Empty,
+            Nothing::Ended => TryRecvError::Disconnected,
+        })
+    }
+}
+
+impl<T: OptionalSend> MpscWeakSender<Channels, T> for channel::WeakSender<T> {
+    fn upgrade(&self) -> Option<channel::Sender<T>> {
+        Self::upgrade(self)
     }
 }
 

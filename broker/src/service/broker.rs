@@ -66,6 +66,8 @@ pub enum StartAt {
     Latest,
     /// That offset.
     Offset(Offset),
+    /// The first batch with a record of that time or later, milliseconds since the Unix epoch; else the high watermark.
+    Time(i64),
 }
 
 impl Broker {
@@ -182,7 +184,7 @@ impl Broker {
     }
 
     /// A reader of a partition's records; from its leader unless `any_replica`.
-    pub fn reader(
+    pub async fn reader(
         &self,
         topic: TopicId,
         partition: PartitionId,
@@ -198,6 +200,7 @@ impl Broker {
             StartAt::Earliest => log_start,
             StartAt::Latest => high_watermark,
             StartAt::Offset(offset) => offset,
+            StartAt::Time(time_ms) => replica.offset_at(time_ms).await?,
         };
         let leadership = replica.group().leadership();
         if offset > high_watermark && !leadership.is_self {

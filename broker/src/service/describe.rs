@@ -189,6 +189,7 @@ impl Broker {
             partitions: request.partitions,
             config,
             unreachable: self.unreachable_nodes(),
+            node_replicas_max: Some(self.config().limits.replicas_max),
         };
         let _: Outcome = self.cluster().submit(command).await?;
         self.cluster().applied(LEADERS_WAIT, |catalog| catalog.topic_by_id(id).is_some()).await;

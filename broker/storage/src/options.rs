@@ -47,6 +47,8 @@ pub struct LogOptions {
     pub retire_step_bytes: usize,
     /// Share of the time the retiring may keep the disk busy while the ring is not short of files. Default 30 %.
     pub retire_duty_percent: u32,
+    /// Segments kept open for reading and writing history, one file each. Default 256, at least 1.
+    pub open_segments_max: usize,
     /// Who runs the work. Default [`Drive::Threads`].
     pub drive: Drive,
 }
@@ -68,6 +70,7 @@ impl Default for LogOptions {
             flush_interval: Duration::from_millis(50),
             retire_step_bytes: 4 << 20,
             retire_duty_percent: 30,
+            open_segments_max: 256,
             drive: Drive::Threads,
         }
     }
@@ -87,6 +90,7 @@ impl LogOptions {
             (self.queue_bytes >= 64 << 10, "queue_bytes must be at least 64 KiB"),
             (self.batch_bytes >= 4096, "batch_bytes must be at least 4096"),
             (self.retire_step_bytes >= 4096, "retire_step_bytes must be at least 4096"),
+            (self.open_segments_max >= 1, "open_segments_max must be at least 1"),
             ((1..=100).contains(&self.retire_duty_percent), "retire_duty_percent must be 1 to 100"),
         ];
         let faults: Vec<&str> = rules.iter().filter(|(holds, _)| !holds).map(|(_, text)| *text).collect();

@@ -442,6 +442,7 @@ impl Core {
             StartAt::Earliest => "earliest".to_owned(),
             StartAt::Latest => "latest".to_owned(),
             StartAt::Offset(offset) => offset.to_string(),
+            StartAt::Time(time_ms) => format!("time {time_ms} ms"),
         };
         let partition = subscription.partition().get();
         ConsumeError::Refused { topic: self.topic.name.to_string(), partition, position, refusal }
@@ -450,7 +451,7 @@ impl Core {
     fn corrupt(&self, subscription: &Subscription, fault: &Fault) -> ConsumeError {
         let offset = match subscription.next() {
             StartAt::Offset(offset) => offset,
-            StartAt::Earliest | StartAt::Latest => 0,
+            StartAt::Earliest | StartAt::Latest | StartAt::Time(_) => 0,
         };
         let partition = subscription.partition().get();
         ConsumeError::Corrupt { topic: self.topic.name.to_string(), partition, offset, fault: fault.to_string() }

@@ -54,6 +54,7 @@ impl Feed {
             StartAt::Earliest => From::Earliest(true),
             StartAt::Latest => From::Latest(true),
             StartAt::Offset(offset) => From::Offset(offset),
+            StartAt::Time(time) => From::AtTimeMs(time),
         };
         let partition = id.partition().get();
         let filter = selection.filter.as_ref().map(|filter| filter.as_str().to_owned()).unwrap_or_default();

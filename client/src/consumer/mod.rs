@@ -72,6 +72,8 @@ pub struct Consumer {
     positions: BTreeMap<PartitionId, Offset>,
     /// Records received that the filter does not match.
     filtered: u64,
+    /// Partitions that begin at a time, until a record of that time has come: batches begin earlier.
+    since_ms: BTreeMap<PartitionId, i64>,
 }
 
 /// The batch that records are taken from.
@@ -205,6 +207,12 @@ impl Consumer {
                         continue;
                     }
                     reading.next = view.offset.advance(1);
+                    if let Some(&since_ms) = self.since_ms.get(&reading.partition) {
+                        if view.timestamp_ms < since_ms {
+                            continue;
+                        }
+                        self.since_ms.remove(&reading.partition);
+                    }
                     if !self.core.selection.wants(&view) {
                         self.filtered += 1;
                         continue;
@@ -378,6 +386,11 @@ impl ConsumerBuilder {
             let (option, rule) = ("partitions", "at least one");
             return Err(ClientError::InvalidOption { option, found: "empty".to_owned(), rule });
         }
+        let since_ms = chosen.iter().filter_map(|partition| match starts.get(partition).unwrap_or(&from) {
+            StartAt::Time(time_ms) => Some((PartitionId::new(*partition), *time_ms)),
+            StartAt::Earliest | StartAt::Latest | StartAt::Offset(_) => None,
+        });
+        let since_ms = since_ms.collect();
         let window = (credit_bytes / chosen.len()).max(batch_bytes_max) as u64;
         let subscriptions = chosen.iter().map(|partition| {
             let start = starts.get(partition).copied().unwrap_or(from);
@@ -387,7 +400,7 @@ impl ConsumerBuilder {
         let core = Core::new(cluster, topic, tasks, Arc::default(), selection, subscriptions);
         core.tasks.spawn(Kind::ConsumerUpkeep, core.clone().upkeep());
         let (items, positions) = (VecDeque::new(), BTreeMap::new());
-        let consumer = Consumer { core, items, reading: None, positions, filtered: 0 };
+        let consumer = Consumer { core, items, reading: None, positions, filtered: 0, since_ms };
         consumer.wait_for_ends().await?;
         Ok(consumer)
     }

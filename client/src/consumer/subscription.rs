@@ -54,6 +54,10 @@ pub enum StartAt {
     Latest,
     /// At this offset.
     Offset(u64),
+    /// At the first record, in the order of the log, whose time is this or later, in milliseconds since the Unix epoch; at
+    /// the end where there is none. Times are the producers': from there on nothing is left out, whatever its time. A
+    /// group begins with the whole batch that this record is in.
+    Time(i64),
 }
 
 /// What to do when retention has removed the records that would come next.
@@ -264,7 +268,7 @@ impl Subscription {
         // Never back: a stream that begins below sends what is cut off on arrival.
         self.next = match self.next {
             StartAt::Offset(wanted) => StartAt::Offset(wanted.max(start.get())),
-            StartAt::Earliest | StartAt::Latest => StartAt::Offset(start.get()),
+            StartAt::Earliest | StartAt::Latest | StartAt::Time(_) => StartAt::Offset(start.get()),
         };
         self.heard(high_watermark);
     }

@@ -108,7 +108,11 @@ impl Member {
         let timeout = self.cluster.request_timeout;
         let call = Call { what: "read the bounds of a partition", repeat: Repeat::Safe, timeout };
         let topic_id = Bytes::copy_from_slice(core.topic.view().id.as_bytes());
-        let request = v1::OffsetsRequest { topic_id, partition: partition.get(), at_time_ms: None };
+        let at_time_ms = match self.options.from {
+            StartAt::Time(time_ms) => Some(time_ms),
+            StartAt::Earliest | StartAt::Latest | StartAt::Offset(_) => None,
+        };
+        let request = v1::OffsetsRequest { topic_id, partition: partition.get(), at_time_ms };
         let ask = |channel| {
             let request = request.clone();
             async move { pool::broker(channel).offsets(request).await }
@@ -116,6 +120,7 @@ impl Member {
         let bounds = self.cluster.call(call, ask).await?;
         Ok(Offset::new(match self.options.from {
             StartAt::Latest => bounds.high_watermark,
+            StartAt::Time(_) => bounds.offset_at_time.unwrap_or(bounds.high_watermark),
             StartAt::Earliest | StartAt::Offset(_) => bounds.log_start,
         }))
     }

@@ -31,7 +31,7 @@ async fn all_partitions_are_read_each_in_order() {
     for _ in 0..300 {
         let record = soon("next", consumer.next()).await.expect("readable").expect("not closed");
         let expected = &mut next[record.partition() as usize];
-        assert_eq!((record.topic(), record.offset(), record.timestamp_ms()), ("t", *expected, 7));
+        assert_eq!((record.topic(), record.offset(), record.timestamp_ms()), ("t", *expected, *expected as i64));
         assert_eq!(record.value(), &expected.to_string());
         assert_eq!((record.key(), record.headers().count(), record.is_null()), (None, 0, false));
         *expected += 1;
@@ -53,6 +53,10 @@ async fn starts_where_it_is_told() {
     let mut middle = from(StartAt::Offset(57)).await.expect("a consumer");
     assert_eq!(read(&mut middle, 4).await, ["57", "58", "59", "60"]);
     assert_eq!((middle.positions(), middle.lag()), (map(&[(0, 61)]), map(&[(0, 39)])));
+    // Records' times are their offsets here.
+    let mut since = from(StartAt::Time(57)).await.expect("a consumer");
+    assert_eq!(read(&mut since, 4).await, ["57", "58", "59", "60"]);
+    let mut future = from(StartAt::Time(1_000)).await.expect("a consumer");
     let mut latest = from(StartAt::Latest).await.expect("a consumer");
     assert_eq!(latest.positions(), map(&[(0, 100)]));
     cluster.fill(0, 1, 1);
@@ -62,6 +66,9 @@ async fn starts_where_it_is_told() {
     let mut both = read(&mut resumed, 4).await;
     both.sort();
     assert_eq!(both, ["100", "8", "9", "99"]);
+    let records = [(999, "early"), (1_000, "due"), (5, "later")].map(|(time_ms, value)| (time_ms, value.to_owned()));
+    cluster.edit(0, |partition| partition.log.append_records(records));
+    assert_eq!(read(&mut future, 2).await, ["due", "later"], "only what is in front of the first is left out");
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ const RULES: &[Rule] = &[
 
 /// The broker's own modules, lowest layer first. A module may use its own layer and those before it.
 const BROKER_LAYERS: &[&[&str]] = &[
-    &["env", "config", "folder", "telemetry"],
+    &["channel", "env", "config", "folder", "telemetry"],
     &["raft"],
     &["partition", "groups", "cluster", "catalog"],
     &["service"],

@@ -4,7 +4,7 @@
 mod group;
 mod silence;
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::SystemTime};
 
 use busbar_client::{ConsumedRecord, Filter, FilterError, ReadFrom, StartAt};
 use busbar_proto::TopicName;
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Args {
     /// The topic
     topic: TopicName,
-    /// Where to begin: earliest, latest or an offset
+    /// Where to begin: earliest, latest, an offset, a time such as 2026-11-20T12:00Z, or so long ago, such as 15m
     #[arg(long, default_value = "earliest", value_name = "WHERE", value_parser = start_at)]
     from: StartAt,
     /// Only this partition [default: all; order holds within each]
@@ -104,11 +104,68 @@ fn read_from(text: &str) -> Result<ReadFrom, String> {
     }
 }
 
-/// `earliest`, `latest` or an offset.
+/// `earliest`, `latest`, an offset, a time or so long ago.
 pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
+    start_seen_at(text, SystemTime::now())
+}
+
+fn start_seen_at(text: &str, now: SystemTime) -> Result<StartAt, String> {
+    let at = |time: SystemTime| match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => Ok(StartAt::Time(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))),
+        Err(_) => Err("a time before 1970".to_owned()),
+    };
     match text {
-        "earliest" => Ok(StartAt::Earliest),
-        "latest" => Ok(StartAt::Latest),
-        offset => offset.parse().map(StartAt::Offset).map_err(|_| "write earliest, latest or an offset".to_owned()),
+        "earliest" => return Ok(StartAt::Earliest),
+        "latest" => return Ok(StartAt::Latest),
+        _ => {}
+    }
+    if let Ok(offset) = text.parse() {
+        return Ok(StartAt::Offset(offset));
+    }
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return now.checked_sub(ago).ok_or_else(|| "longer ago than time goes back".to_owned()).and_then(at);
+    }
+    // A time without seconds is fine, too.
+    let whole = match text.strip_suffix('Z') {
+        Some(time) if time.len() == "2026-11-20T12:00".len() => format!("{time}:00Z"),
+        _ => text.to_owned(),
+    };
+    match humantime::parse_rfc3339_weak(&whole) {
+        Ok(time) => at(time),
+        Err(_) => Err("write earliest, latest, an offset, a time in UTC such as 2026-11-20T12:00Z, or a duration such \
+                       as 15m"
+            .to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn places_to_begin_at() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let cases = [
+            ("earliest", Some(StartAt::Earliest)),
+            ("latest", Some(StartAt::Latest)),
+            ("0", Some(StartAt::Offset(0))),
+            ("18446744073709551615", Some(StartAt::Offset(u64::MAX))),
+            ("15m", Some(StartAt::Time(100_000))),
+            ("1970-01-01T00:01Z", Some(StartAt::Time(60_000))),
+            ("1970-01-01T00:00:02.5Z", Some(StartAt::Time(2_500))),
+            ("1970-01-01 00:00:03", Some(StartAt::Time(3_000))),
+            ("1h", None),
+            ("-1", None),
+            ("18446744073709551616", None),
+            ("2026-13-01T00:00Z", None),
+            ("2026-11-20T12:00+02:00", None),
+            ("noon", None),
+            ("", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(start_seen_at(text, now).ok(), want, "{text:?}");
+        }
     }
 }

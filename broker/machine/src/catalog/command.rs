@@ -42,6 +42,9 @@ pub enum Command {
         config: TopicConfig,
         /// Nodes that the proposer could not reach lately: they get no replica.
         unreachable: Vec<NodeId>,
+        /// Replicas that a node may have, on average over those that may get one; `None` = any number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node_replicas_max: Option<u32>,
     },
     /// Makes the shards of consumer groups, unless they are there: the first one counts.
     CreateGroupShards {

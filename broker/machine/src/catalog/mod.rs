@@ -28,6 +28,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use busbar_proto::{GroupId, NodeId, PartitionId, ProducerId, Reason, Refusal, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 
+use topics::NewTopic;
+
 pub use claims::NamedProducer;
 pub use command::{Command, Outcome};
 pub use config::{Durability, MAX_BATCH_BYTES_MIN, TopicConfig};
@@ -178,8 +180,9 @@ impl Catalog {
         let result = match command {
             Command::InitCluster { cluster, incarnation } => self.init_cluster(cluster, incarnation),
             Command::RegisterNode { node, address, peer_address } => self.register_node(node, address, peer_address),
-            Command::CreateTopic { name, id, partitions, config, unreachable } => {
-                self.create_topic(&name, id, partitions, config, &unreachable)
+            Command::CreateTopic { name, id, partitions, config, unreachable, node_replicas_max } => {
+                let wanted = NewTopic { id, partitions, config, node_replicas_max };
+                self.create_topic(&name, wanted, &unreachable)
             }
             Command::CreateGroupShards { id, shards, unreachable } => {
                 self.create_group_shards(id, shards, &unreachable)

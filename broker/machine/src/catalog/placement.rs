@@ -44,6 +44,11 @@ impl Load {
         load
     }
 
+    /// Replicas of all its nodes together.
+    pub(super) fn replicas(&self) -> u64 {
+        self.shares.values().map(|share| u64::from(share.replicas)).sum()
+    }
+
     /// The replicas of the topic's next partition, leader first. As many as `count`, if there are that many nodes.
     pub(super) fn place(&mut self, count: usize) -> Vec<NodeId> {
         let mut replicas = Vec::with_capacity(count);

@@ -12,15 +12,23 @@ use super::{
 /// Replicas of a topic that does not say how many, where there are nodes enough.
 const REPLICAS_DEFAULT: usize = 3;
 
+/// What a topic is to be.
+pub(super) struct NewTopic {
+    pub(super) id: TopicId,
+    pub(super) partitions: u32,
+    pub(super) config: TopicConfig,
+    /// Replicas that a node may have, on average; `None` = any number.
+    pub(super) node_replicas_max: Option<u32>,
+}
+
 impl Catalog {
     pub(super) fn create_topic(
         &mut self,
         name: &str,
-        id: TopicId,
-        partitions: u32,
-        config: TopicConfig,
+        wanted: NewTopic,
         unreachable: &[NodeId],
     ) -> Result<Outcome, Refusal> {
+        let NewTopic { id, partitions, config, node_replicas_max } = wanted;
         let name: TopicName =
             name.parse().map_err(|error| refusal(Reason::InvalidName, format!("topic name refused: {error}")))?;
         check_free_for_users(&name)?;
@@ -34,6 +42,9 @@ impl Catalog {
         config.validate()?;
         let eligible = self.eligible_nodes(unreachable);
         let replicas = self.replicas_of(&name, &config, &eligible, unreachable)?;
+        if let Some(max) = node_replicas_max {
+            self.check_load(&name, partitions as usize * replicas, &eligible, max)?;
+        }
         self.place_topic(
             Topic {
                 id,
@@ -122,6 +133,26 @@ impl Catalog {
             return Err(refusal(Reason::LimitReached, message));
         }
         Ok(())
+    }
+
+    /// Each replica takes memory on its node: there are so many places, on average.
+    fn check_load(
+        &self,
+        name: &TopicName,
+        more: usize,
+        eligible: &BTreeSet<NodeId>,
+        max: u32,
+    ) -> Result<(), Refusal> {
+        let places = u64::from(max) * eligible.len() as u64;
+        let taken = Load::new(eligible.clone(), self.partitions.values()).replicas();
+        if taken + more as u64 <= places {
+            return Ok(());
+        }
+        let message = format!(
+            "topic '{name}' needs {more} replicas, but the nodes have {taken} of {places} already \
+             (limits.replicas_max is {max} a node): delete topics, use fewer partitions, or add nodes"
+        );
+        Err(refusal(Reason::LimitReached, message))
     }
 
     fn replicas_of(

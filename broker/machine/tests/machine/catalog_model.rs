@@ -38,7 +38,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         }),
         4 => (any_name(), id, 0..6_u32, config, unreachable.clone()).prop_map(
             |(name, id, partitions, config, unreachable)| Command::CreateTopic {
-                name, id, partitions, config, unreachable,
+                name, id, partitions, config, unreachable, node_replicas_max: (partitions == 5).then_some(6),
             }
         ),
         1 => any_name().prop_map(|name| Command::DeleteTopic { name }),
@@ -210,6 +210,7 @@ proptest! {
         let config = TopicConfig::default();
         let _ = catalog.apply(Command::CreateTopic {
             name: "a".into(), id: TopicId::from_bytes([1; 16]), partitions: 2, config, unreachable: vec![],
+            node_replicas_max: None,
         });
         let mut damaged = catalog.encode().to_vec();
         *at.get_mut(&mut damaged) = to;

@@ -24,6 +24,7 @@ fn create(name: &str, id: u8, partitions: u32) -> Command {
         partitions,
         config: TopicConfig::default(),
         unreachable: vec![],
+        node_replicas_max: None,
     }
 }
 

@@ -52,6 +52,7 @@ fn command(words: &[&str]) -> Command {
             partitions: partitions.trim_start_matches('x').parse().unwrap(),
             config: TopicConfig { replicas: replicas.trim_start_matches('r').parse().unwrap(), ..Default::default() },
             unreachable: nodes(unreachable),
+            node_replicas_max: None,
         },
         ["delete", name] => Command::DeleteTopic { name: (*name).to_owned() },
         ["move", partition, to @ ..] => {

@@ -212,6 +212,7 @@ async fn open(broker: &Broker, wanted: &Open) -> Result<(Reader, Arc<Replica>), 
     let from = match wanted.from {
         Some(From::Offset(offset)) => StartAt::Offset(Offset::new(offset)),
         Some(From::Latest(_)) => StartAt::Latest,
+        Some(From::AtTimeMs(time_ms)) => StartAt::Time(time_ms),
         Some(From::Earliest(_)) | None => StartAt::Earliest,
     };
     let filter = match wanted.filter.as_str() {
@@ -228,7 +229,7 @@ async fn open(broker: &Broker, wanted: &Open) -> Result<(Reader, Arc<Replica>), 
             replica.reaches(offset, LAG_PATIENCE).await;
         }
     }
-    let (reader, replica) = broker.reader(topic, partition, from, wanted.any_replica)?;
+    let (reader, replica) = broker.reader(topic, partition, from, wanted.any_replica).await?;
     Ok((reader.filtered(filter), replica))
 }
 

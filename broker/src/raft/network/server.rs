@@ -14,10 +14,10 @@ use futures::StreamExt as _;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Identity, NODE_REMOVED, PROTOCOL, WINDOW_REQUESTS, grpc::PeerHooks};
 use crate::{
+    channel::{Receiver, Sender, Unsent, channel},
     env::{Clock, Tasks},
     raft::{
         checkpoint::Checkpoint,
@@ -152,7 +152,7 @@ impl<H: PeerHooks> PeerServer<H> {
         }
         self.greeted(&hello);
         let peer = NodeId::new(hello.node);
-        let mut streams: HashMap<u64, mpsc::Sender<(u64, Request)>> = HashMap::new();
+        let mut streams: HashMap<u64, Sender<(u64, Request)>> = HashMap::new();
         while let Some(Ok(frame)) = input.next().await {
             self.watch.liveness.heard(peer, self.watch.clock.now());
             match frame.body {
@@ -170,7 +170,7 @@ impl<H: PeerHooks> PeerServer<H> {
                         return;
                     }
                     let queue = streams.entry(stream).or_insert_with(|| self.open_stream(group, &output));
-                    if let Err(mpsc::error::TrySendError::Full(_)) = queue.try_send((sequence, request)) {
+                    if let Err(Unsent::Full(_)) = queue.try_send((sequence, request)) {
                         tracing::error!(peer = hello.node, %group, "cutting off a peer that overran its append window");
                         return;
                     }
@@ -212,9 +212,9 @@ impl<H: PeerHooks> PeerServer<H> {
     }
 
     /// Starts the task that feeds one append stream to its group; returns the stream's queue.
-    fn open_stream(&self, group: GroupId, output: &mpsc::Sender<Frame>) -> mpsc::Sender<(u64, Request)> {
+    fn open_stream(&self, group: GroupId, output: &mpsc::Sender<Frame>) -> Sender<(u64, Request)> {
         // Twice the window: requests that are answered here may not have been counted as such by the sender yet.
-        let (queue, requests) = mpsc::channel::<(u64, Request)>(WINDOW_REQUESTS * 2);
+        let (queue, requests) = channel::<(u64, Request)>(WINDOW_REQUESTS * 2);
         let output = output.clone();
         match self.registry.pulse(group) {
             Some(pulse) => self.tasks.spawn("append stream", append_stream(group, pulse, requests, output)),
@@ -243,7 +243,7 @@ fn failed(message: &str) -> Body {
     Body::Failed(wire::Failed { reason: "FAILED".to_owned(), message: message.to_owned() })
 }
 
-async fn refuse_stream(group: GroupId, mut requests: mpsc::Receiver<(u64, Request)>, output: mpsc::Sender<Frame>) {
+async fn refuse_stream(group: GroupId, mut requests: Receiver<(u64, Request)>, output: mpsc::Sender<Frame>) {
     if let Some((sequence, _)) = requests.recv().await {
         let body = Some(failed("no such group on this node"));
         drop(output.send(Frame { group: group.get(), sequence, stream: 0, body }).await);
@@ -254,13 +254,13 @@ async fn refuse_stream(group: GroupId, mut requests: mpsc::Receiver<(u64, Reques
 async fn append_stream(
     group: GroupId,
     pulse: Arc<Pulse>,
-    requests: mpsc::Receiver<(u64, Request)>,
+    requests: Receiver<(u64, Request)>,
     output: mpsc::Sender<Frame>,
 ) {
     let sequences = Arc::new(Mutex::new(std::collections::VecDeque::new()));
     let asked = sequences.clone();
     let waker = pulse.clone();
-    let input = ReceiverStream::new(requests).map(move |(sequence, request): (u64, Request)| {
+    let input = requests.map(move |(sequence, request): (u64, Request)| {
         // A heartbeat alone wakes nobody: one that was under way when the group fell asleep comes too late.
         if !request.entries.is_empty() {
             waker.wake();

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -79,6 +80,8 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) place: Place,
     opened: Mutex<Option<Arc<Opened>>>,
+    /// It was read or written since it last stood in line for being closed.
+    used: AtomicBool,
     /// `None` until the footer was read.
     end: Mutex<Option<SegmentEnd>>,
     /// Where the entry after the last read stands: reading on needs no search.
@@ -95,6 +98,7 @@ impl Segment {
             path: dir.join(log_name(first)),
             place: Place::segment(group, first),
             opened: Mutex::new(None),
+            used: AtomicBool::new(false),
             end: Mutex::new(end),
             hint: Mutex::new(None),
             sealed_bytes: OnceLock::new(),
@@ -136,6 +140,7 @@ impl Segment {
     /// The file and its index; opens them the first time.
     pub(crate) fn opened(self: &Arc<Self>, core: &Core) -> Result<Arc<Opened>, Fault> {
         if let Some(opened) = &*self.opened.lock() {
+            self.used.store(true, Relaxed);
             return Ok(Arc::clone(opened));
         }
         let end = self.end(core)?;
@@ -153,7 +158,7 @@ impl Segment {
         let points = if (points.len() as u64) < due { self.rebuild_points(core, &*file, end.bytes)? } else { points };
         let opened = Arc::new(Opened { file, points: Mutex::new(points) });
         *self.opened.lock() = Some(Arc::clone(&opened));
-        core.open_segments.note(self);
+        core.open_segments.note(self, core.options.open_segments_max);
         Ok(opened)
     }
 
@@ -214,22 +219,25 @@ impl Segment {
     }
 }
 
-/// Bounds how many segments are open at once: the one opened longest ago is closed for the next.
+/// Bounds how many segments are open at once. When one too many is, the one that stands first in line is closed, unless
+/// it was used since it was put there: then it is put at the end once more (the "second chance" form of LRU, in which a use
+/// costs a store and no lock).
 #[derive(Debug, Default)]
 pub(crate) struct OpenSegments {
     order: Mutex<std::collections::VecDeque<std::sync::Weak<Segment>>>,
 }
 
-/// Files kept open for reading history.
-const OPEN_MAX: usize = 256;
-
 impl OpenSegments {
-    fn note(&self, segment: &Arc<Segment>) {
+    fn note(&self, segment: &Arc<Segment>, max: usize) {
         let mut order = self.order.lock();
         order.push_back(Arc::downgrade(segment));
-        while order.len() > OPEN_MAX {
-            if let Some(oldest) = order.pop_front().and_then(|weak| weak.upgrade()) {
-                oldest.close();
+        // Whoever is in line twice over has been used: it ends, as each round forgets the uses it has seen.
+        while order.len() > max {
+            let Some(oldest) = order.pop_front() else { return };
+            match oldest.upgrade() {
+                Some(segment) if segment.used.swap(false, Relaxed) => order.push_back(oldest),
+                Some(segment) => segment.close(),
+                None => {}
             }
         }
     }

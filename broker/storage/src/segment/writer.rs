@@ -21,6 +21,9 @@ use crate::vfs::{Open, VfsFile};
 #[derive(Default)]
 pub(crate) struct Touched {
     files: Vec<Arc<dyn VfsFile>>,
+    /// So many that the whole file system will be synced. They are not kept open for that: with thousands of groups they
+    /// would be more than a process may have.
+    many: bool,
     dirs: BTreeSet<PathBuf>,
     /// The newest end of each group's history.
     pub(crate) ends: Vec<(Arc<Group>, SegmentEnd)>,
@@ -32,14 +35,19 @@ const MANY: usize = 8;
 
 impl Touched {
     fn add(&mut self, file: &Arc<dyn VfsFile>) {
-        if !self.files.last().is_some_and(|last| Arc::ptr_eq(last, file)) {
-            self.files.push(Arc::clone(file));
+        if self.many || self.files.last().is_some_and(|last| Arc::ptr_eq(last, file)) {
+            return;
+        }
+        self.files.push(Arc::clone(file));
+        if self.files.len() >= MANY {
+            self.files.clear();
+            self.many = true;
         }
     }
 
     /// Makes it all durable.
     pub(crate) fn sync(&self, core: &Core) -> io::Result<()> {
-        if self.files.len() >= MANY {
+        if self.many {
             return core.vfs.sync_all(&core.dir);
         }
         self.files.iter().try_for_each(|file| file.sync_data())?;
@@ -161,8 +169,8 @@ fn seal(core: &Core, segment: &Arc<Segment>, end: SegmentEnd, touched: &mut Touc
     let bytes = head.encode(&segment.place, end.bytes, end.chain, 0);
     opened.file.write_at(&[IoSlice::new(&bytes), IoSlice::new(&payload)], end.bytes)?;
     opened.file.set_len(end.bytes + FOOTER)?;
-    touched.files.push(Arc::clone(&opened.file));
-    touched.files.push(core.vfs.open(&segment.index_path(), Open::Existing)?);
+    touched.add(&opened.file);
+    touched.add(&core.vfs.open(&segment.index_path(), Open::Existing)?);
     Ok(())
 }
 

@@ -31,6 +31,12 @@ impl Log {
         self.batches.last().map_or(0, |(header, _)| header.next_offset().get())
     }
 
+    /// The first batch with a record of that time or later.
+    pub(crate) fn at_time(&self, time_ms: i64) -> Option<u64> {
+        let found = self.batches.iter().find(|(header, _)| header.max_timestamp_ms >= time_ms);
+        found.map(|(header, _)| header.base_offset.get().max(self.start))
+    }
+
     pub(crate) fn producers(&self) -> usize {
         self.producers.len()
     }
@@ -101,13 +107,17 @@ impl Log {
         self.batches.push((header, stored.freeze()));
     }
 
-    /// Stores a batch of records whose values are their offsets.
+    /// Stores a batch of records whose values and times are their offsets.
     pub(crate) fn append_plain(&mut self, count: usize) {
-        let mut builder = BatchBuilder::new(BatchOptions::default());
         let base = self.end();
-        for offset in base..base + count as u64 {
-            let value = offset.to_string();
-            builder.push::<&str, &[u8]>(7, None, Some(value.as_bytes()), &[]).expect("room");
+        self.append_records((base..base + count as u64).map(|offset| (offset as i64, offset.to_string())));
+    }
+
+    /// Stores a batch of records with these times and values.
+    pub(crate) fn append_records(&mut self, records: impl IntoIterator<Item = (i64, String)>) {
+        let mut builder = BatchBuilder::new(BatchOptions::default());
+        for (time_ms, value) in records {
+            builder.push::<&str, &[u8]>(time_ms, None, Some(value.as_bytes()), &[]).expect("room");
         }
         let batch = builder.build(ProducerState::NONE);
         let header = BatchHeader::parse(&batch).expect("a built batch");

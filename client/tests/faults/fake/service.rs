@@ -150,7 +150,9 @@ impl Broker for Service {
             return Err(Refusal::new(Reason::NotLeader, "ask the leader").into());
         }
         let (log_start, high_watermark) = (partition.log.start, partition.log.end());
-        Ok(Response::new(v1::OffsetsResponse { log_start, high_watermark, offset_at_time: None }))
+        let at_time = |time_ms| partition.log.at_time(time_ms).unwrap_or(high_watermark);
+        let offset_at_time = request.at_time_ms.map(at_time);
+        Ok(Response::new(v1::OffsetsResponse { log_start, high_watermark, offset_at_time }))
     }
 }
 

@@ -109,6 +109,7 @@ impl Subscription {
             }
             Some(From::Offset(offset)) => offset,
             Some(From::Latest(_)) => high_watermark,
+            Some(From::AtTimeMs(time_ms)) => partition.log.at_time(time_ms).unwrap_or(high_watermark),
             Some(From::Earliest(_)) | None => log_start,
         };
         Ok((start_offset, Opened { start_offset, log_start, high_watermark }))
