@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use busbar_client::{Client, ClientError, Reason, Record, SendError, StartAt, TopicOptions};
-use busbar_proto::v1::{publish_response::Outcome, subscribe_request, subscribe_request::open::From, subscribe_response::Event};
+use busbar_proto::v1::{
+    publish_response::Outcome, subscribe_request, subscribe_request::open::From, subscribe_response::Event,
+};
 use busbar_proto::{limits, v1};
 use busbar_tests::{process::ProcessCluster, wire};
 use futures::{StreamExt as _, stream};

@@ -174,6 +174,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        // A disk that is slow or full makes the group wait; an error here would end the group's core for good.
+        self.log.room().await;
         let now_ms = self.clock.unix_ms();
         // Only openraft's core task appends: nothing races between this load and the store below.
         let mut mark = self.mark.load(Ordering::Acquire);
@@ -186,8 +188,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             })
             .collect();
         let done = Box::new(move |result| callback.io_completed(result));
-        let appended = if self.lazy { self.log.append_lazy(entries, done) } else { self.log.append(entries, done) };
-        appended.map_err(io::Error::other)?;
+        self.log.append_in_room(entries, self.lazy, done).map_err(io::Error::other)?;
         self.mark.store(mark, Ordering::Release);
         Ok(())
     }

@@ -35,6 +35,13 @@ const AGAIN_MAX: Duration = Duration::from_millis(1000);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Time for an heir that was named to take over. Its leader takes nothing meanwhile, and openraft has no way back.
 const HEIR_PATIENCE: Duration = Duration::from_millis(400);
+/// Groups that are stood for at one time: a node that led thousands of them is followed in some of them after the other,
+/// instead of in none for long.
+const STANDING_MAX: usize = 64;
+/// How long an election under way counts as one of those.
+const STANDING_FOR: Duration = Duration::from_millis(500);
+/// Between two looks for elections that are over, while more groups wait for theirs.
+const NEXT_AFTER: Duration = Duration::from_millis(10);
 /// News not looked at yet.
 const NEWS_QUEUED: usize = 16_384;
 
@@ -106,6 +113,8 @@ struct Vacancy {
     vote: RaftVote,
     stand_at: Instant,
     again: Duration,
+    /// This node stands since then.
+    stood: Option<Instant>,
 }
 
 impl Vacancy {
@@ -177,6 +186,7 @@ impl Succession {
     /// Looks for nodes that have fallen silent, and for groups that nobody leads.
     fn suspect(&mut self) {
         let now = self.options.clock.now();
+        self.options.liveness.looked(self.options.beat, now);
         let groups = self.options.registry.all();
         let mut peers = self.options.links.peers();
         peers.extend(&self.suspects);
@@ -218,7 +228,7 @@ impl Succession {
         let patience = if cause == Cause::GivenAway { HEIR_PATIENCE } else { Duration::ZERO };
         let pause = patience + RANK_STEP * rank + jitter(RANK_STEP / 4);
         let stand_at = self.options.clock.now() + pause;
-        let vacancy = Vacancy { cause, vote: pulse.vote(), stand_at, again: AGAIN };
+        let vacancy = Vacancy { cause, vote: pulse.vote(), stand_at, again: AGAIN, stood: None };
         match self.vacancies.entry(group) {
             // Found leaderless again: it is stood for already.
             Entry::Occupied(_) if cause == Cause::Leaderless => {}
@@ -227,12 +237,31 @@ impl Succession {
         }
     }
 
-    /// Stands for what is due.
+    /// Elections of this node's that are under way; those that are over are forgotten.
+    fn standing(&mut self, now: Instant) -> usize {
+        let SuccessionOptions { registry, liveness, .. } = &self.options;
+        let mut standing = 0;
+        self.vacancies.retain(|group, vacancy| {
+            let Some(stood) = vacancy.stood else { return true };
+            let is_open = registry.pulse(*group).is_some_and(|pulse| vacancy.is_open(&pulse, liveness, now));
+            standing += usize::from(is_open && now.saturating_duration_since(stood) < STANDING_FOR);
+            is_open
+        });
+        standing
+    }
+
+    /// Stands for what is due, as far as there is room.
     async fn stand(&mut self) {
         let now = self.options.clock.now();
-        let due: Vec<GroupId> =
-            self.vacancies.iter().filter(|(_, vacancy)| vacancy.stand_at <= now).map(|(group, _)| *group).collect();
-        for group in due {
+        let due = |vacancy: &Vacancy| vacancy.stand_at <= now;
+        if !self.vacancies.values().any(due) {
+            return;
+        }
+        let mut room = STANDING_MAX.saturating_sub(self.standing(now));
+        let mut waiting: Vec<(Instant, GroupId)> =
+            self.vacancies.iter().filter(|(_, v)| due(v)).map(|(group, v)| (v.stand_at, *group)).collect();
+        waiting.sort_unstable();
+        for (_, group) in waiting {
             let Some(vacancy) = self.vacancies.get_mut(&group) else { continue };
             let pulse = self.options.registry.pulse(group);
             let liveness = &self.options.liveness;
@@ -240,6 +269,12 @@ impl Succession {
                 self.vacancies.remove(&group);
                 continue;
             };
+            if room == 0 {
+                vacancy.stand_at = now + NEXT_AFTER;
+                continue;
+            }
+            room -= 1;
+            vacancy.stood = Some(now);
             vacancy.stand_at = now + vacancy.again + jitter(vacancy.again);
             vacancy.again = (vacancy.again * 2).min(AGAIN_MAX);
             tracing::debug!(%group, cause = ?vacancy.cause, vote = %pulse.vote(), "standing for election");

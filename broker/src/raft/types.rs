@@ -113,6 +113,8 @@ impl RaftTiming {
             // A restarted leader must not resume its term before its applied state is rebuilt.
             enable_leader_restore: Some(false),
             quorum_loss_probe_interval: Some(self.election_max_ms * 3),
+            // Times of an entry's way that nobody reads: 24 bytes each, six times.
+            log_stage_capacity: Some(1),
             ..Config::default()
         };
         config.validate().map(Arc::new)

@@ -6,7 +6,7 @@ use busbar_machine::catalog::Catalog;
 use busbar_proto::{GroupId, NodeId, Offset, PartitionId, Reason, Refusal, TopicId};
 use busbar_storage::LogEngine;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{cluster::Cluster, hosted::Hosted, leaders::Leaders};
 use crate::{
@@ -55,6 +55,8 @@ pub struct Broker {
     pub(super) replicas: RwLock<BTreeMap<GroupId, Hosted>>,
     pub(super) node_budget: Arc<Semaphore>,
     pub(super) producer_ids: Mutex<std::ops::Range<i64>>,
+    /// What this node leads has changed.
+    pub(super) leads_changed: Notify,
 }
 
 /// Where a subscription begins.
@@ -79,6 +81,7 @@ impl Broker {
             replicas: RwLock::default(),
             node_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             producer_ids: Mutex::new(0..0),
+            leads_changed: Notify::new(),
         })
     }
 

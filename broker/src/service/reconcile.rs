@@ -17,6 +17,7 @@ use busbar_machine::{
     partition::PartitionMachine,
 };
 use busbar_proto::{GroupId, NodeId, PartitionId, TopicId};
+use futures::{StreamExt as _, stream};
 
 use super::{broker::Broker, hosted::Hosted, producers::CatalogClaims, rebuild};
 use crate::{
@@ -31,6 +32,11 @@ const ORPHAN_AFTER: Duration = Duration::from_secs(30);
 const FOUNDING_GRACE: Duration = Duration::from_secs(2);
 /// How often a node that waits for the catalog says so.
 const RECOVERY_REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Replicas that are opened, and that are stopped and deleted, side by side.
+const OPENED_AT_ONCE: usize = 32;
+const DELETED_AT_ONCE: usize = 32;
+/// From so many on it is worth a line in the log.
+const MANY: usize = 64;
 /// The state is looked at this often even without a change.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -70,16 +76,27 @@ impl Broker {
     async fn reconcile(self: &Arc<Self>, orphans: &mut BTreeMap<GroupId, Instant>) {
         let wanted = self.wanted();
         self.learn_addresses();
+        let mut missing = Vec::new();
         for want in wanted.values() {
             let known = self.replicas.read().get(&want.group).cloned();
             match known {
                 Some(replica) => replica.reconfigure(want.config),
-                None => match self.open_replica(want).await {
-                    Ok(()) => self.leaders().bump(),
-                    Err(error) => {
-                        tracing::error!(group = %want.group, %error, "a replica can't be opened; trying again")
-                    }
-                },
+                None => missing.push(want),
+            }
+        }
+        if !missing.is_empty() {
+            let began = self.clock().now();
+            let count = missing.len();
+            let opened = stream::iter(missing).for_each_concurrent(OPENED_AT_ONCE, |want| async {
+                if let Err(error) = self.open_replica(want).await {
+                    tracing::error!(group = %want.group, %error, "a replica can't be opened; trying again");
+                }
+            });
+            opened.await;
+            self.leaders().bump();
+            if count >= MANY {
+                let took = self.clock().now().saturating_duration_since(began);
+                tracing::info!(count, ?took, "replicas are open");
             }
         }
         self.delete_unwanted(&wanted, orphans).await;
@@ -183,7 +200,7 @@ impl Broker {
             let now = watch.current();
             if (now.leader, now.term) != (seen.leader, seen.term) {
                 seen = now;
-                self.report_now();
+                self.leads_changed.notify_one();
             }
         }
     }
@@ -195,6 +212,7 @@ impl Broker {
             self.parts.engine.groups().into_iter().map(|group| GroupId::new(group.0)).collect();
         groups.remove(&GroupId::CATALOG);
         orphans.retain(|group, _| groups.contains(group) && !wanted.contains_key(group));
+        let mut going = Vec::new();
         for group in groups.into_iter().filter(|group| !wanted.contains_key(group)) {
             let since = *orphans.entry(group).or_insert(now);
             let replica = self.replicas.read().get(&group).cloned();
@@ -207,24 +225,32 @@ impl Broker {
             if !has_leader || !(confirmed || now.duration_since(since) > ORPHAN_AFTER) {
                 continue;
             }
-            tracing::info!(%group, "deleting a replica that the catalog does not want here");
-            let replica = self.replicas.write().remove(&group);
-            if let Some(replica) = &replica {
-                replica.stop(false).await;
-            }
-            // The log first: a log without its checkpoints could not be opened, should the partition ever come back.
-            match self.parts.engine.remove_group(busbar_storage::GroupId(group.get())) {
-                Err(error) => {
-                    tracing::error!(%group, %error, "a deleted replica's log could not be removed; trying again");
-                }
-                Ok(()) => {
-                    if let Some(Err(error)) = replica.map(|replica| replica.group().forget_checkpoints()) {
-                        tracing::warn!(%group, %error, "checkpoints of a deleted replica stay");
-                    }
-                }
-            }
             orphans.remove(&group);
+            going.push(group);
+        }
+        if !going.is_empty() {
+            let deleted = stream::iter(going).for_each_concurrent(DELETED_AT_ONCE, |group| self.delete_replica(group));
+            deleted.await;
             self.leaders().bump();
+        }
+    }
+
+    async fn delete_replica(&self, group: GroupId) {
+        tracing::info!(%group, "deleting a replica that the catalog does not want here");
+        let replica = self.replicas.write().remove(&group);
+        if let Some(replica) = &replica {
+            replica.stop(false).await;
+        }
+        // The log first: a log without its checkpoints could not be opened, should the partition ever come back.
+        match self.parts.engine.remove_group(busbar_storage::GroupId(group.get())) {
+            Err(error) => {
+                tracing::error!(%group, %error, "a deleted replica's log could not be removed; trying again");
+            }
+            Ok(()) => {
+                if let Some(Err(error)) = replica.map(|replica| replica.group().forget_checkpoints()) {
+                    tracing::warn!(%group, %error, "checkpoints of a deleted replica stay");
+                }
+            }
         }
     }
 }

@@ -20,6 +20,8 @@ use super::{broker::Broker, hosted::Hosted};
 use crate::{partition::Replica, raft::network::link::Lane};
 
 const REPORT_EVERY: Duration = Duration::from_millis(1000);
+/// Between two reports at least.
+const REPORT_GAP: Duration = Duration::from_millis(10);
 const REGISTER_RETRY: Duration = Duration::from_millis(200);
 const MEMBERS_EVERY: Duration = Duration::from_millis(500);
 /// Voters of the catalog, in clusters large enough.
@@ -67,7 +69,7 @@ impl Broker {
         led.filter(|(_, now)| now.is_self).map(|(group, now)| (group, now.term)).collect()
     }
 
-    pub(super) fn report_now(&self) {
+    fn report_now(&self) {
         let led = self.led_groups();
         self.leaders().report(self.node(), self.clock().now(), led.iter().copied());
         let report = LeaderReport {
@@ -87,8 +89,15 @@ impl Broker {
         loop {
             self.report_now();
             self.leaders().expire(self.clock().now());
-            // A change of the catalog is news for watchers, and new nodes want a report.
-            let _ = tokio::time::timeout(REPORT_EVERY, applied.changed()).await;
+            // A report names every group that is led here: what changes in one go, as when a node is lost or a topic of a
+            // thousand partitions is made, is told in one.
+            tokio::time::sleep(REPORT_GAP).await;
+            tokio::select! {
+                () = self.leads_changed.notified() => {}
+                // A change of the catalog is news for watchers, and new nodes want a report.
+                _ = applied.changed() => {}
+                () = tokio::time::sleep(REPORT_EVERY) => {}
+            }
             let now = self.cluster().read(|catalog| catalog.version());
             if now != version {
                 version = now;
@@ -123,7 +132,9 @@ impl Broker {
         let now_ms = self.clock().unix_ms();
         let log = replica.group().log();
         let (log_start, _) = replica.bounds();
-        if replica.group().leadership().is_self {
+        let limits = replica.config().retention();
+        let keeps_everything = limits.bytes.is_none() && limits.ms.is_none();
+        if !keeps_everything && replica.group().leadership().is_self {
             let segments: Vec<Segment> = log
                 .oldest_segments()
                 .into_iter()
@@ -135,7 +146,6 @@ impl Broker {
                     sealed: segment.sealed,
                 })
                 .collect();
-            let limits = replica.config().retention();
             let start = retention::new_log_start(log_start, &segments, log.size_bytes(), now_ms, limits);
             if let Some(start) = start {
                 replica.trim(start, now_ms).await.map_err(|error| error.to_string())?;

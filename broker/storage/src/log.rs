@@ -49,13 +49,41 @@ impl GroupLog {
             done(Ok(()));
             return Ok(());
         }
+        self.admit()?;
         self.enqueue_entries(entries, Some(done), true)
+    }
+
+    /// Waits, without a thread, until less than `queue_bytes` wait for the disk, or the engine closes. Cancel safe.
+    pub async fn room(&self) {
+        self.core.queue.room().await;
+    }
+
+    /// As [`GroupLog::append`] or, `lazy`, [`GroupLog::append_lazy`], right after [`GroupLog::room`] has returned: does not
+    /// wait. Of many that wait one is let in at a time, so the cap is passed by about one append.
+    ///
+    /// # Errors
+    /// As [`GroupLog::append`], but never [`AppendError::Overloaded`].
+    pub fn append_in_room(&self, entries: Vec<Entry>, lazy: bool, done: FlushCallback) -> Result<(), AppendError> {
+        if entries.is_empty() || lazy {
+            let queued = if entries.is_empty() { Ok(()) } else { self.enqueue_entries(entries, None, false) };
+            self.core.queue.pass_on();
+            return queued.map(|()| done(Ok(())));
+        }
+        let queued = self.enqueue_entries(entries, Some(done), true);
+        self.core.queue.pass_on();
+        queued
+    }
+
+    fn admit(&self) -> Result<(), AppendError> {
+        let core = &self.core;
+        core.queue.admit(core.options.append_wait).map_err(|queued| AppendError::Overloaded { queued })
     }
 
     /// As [`GroupLog::append`], but `done` is called at once, on this thread: the entries are in memory, and durable
     /// within about `flush_interval`. For logs whose durability is that a majority has them.
     pub fn append_lazy(&self, entries: Vec<Entry>, done: FlushCallback) -> Result<(), AppendError> {
         if !entries.is_empty() {
+            self.admit()?;
             self.enqueue_entries(entries, None, false)?;
         }
         done(Ok(()));
@@ -64,7 +92,6 @@ impl GroupLog {
 
     fn enqueue_entries(&self, entries: Vec<Entry>, done: Option<FlushCallback>, sync: bool) -> Result<(), AppendError> {
         let core = &self.core;
-        core.queue.admit(core.options.append_wait).map_err(|queued| AppendError::Overloaded { queued })?;
         let mut inner = self.group.inner.lock();
         self.check_alive(inner.removed)?;
         inner.check_append(self.group.id, &entries, core.options.max_payload_bytes())?;

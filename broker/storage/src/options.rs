@@ -41,6 +41,8 @@ pub struct LogOptions {
     pub reserve_disk_bytes: u64,
     /// Write small batches with `O_DIRECT | O_DSYNC` where the file system allows it. Default false.
     pub direct_io: bool,
+    /// Runs of at least this many bytes go into a segment past the page cache, if `direct_io`. Default 128 KiB.
+    pub bulk_bytes: u64,
     /// What is not waited for (lazy appends, purges) becomes durable within this. Default 50 ms.
     pub flush_interval: Duration,
     /// Bytes moved into a segment between two syncs. Default 4 MiB, at least 64 KiB.
@@ -67,6 +69,7 @@ impl Default for LogOptions {
             batch_bytes: 8 << 20,
             reserve_disk_bytes: 256 << 20,
             direct_io: false,
+            bulk_bytes: 128 << 10,
             flush_interval: Duration::from_millis(50),
             retire_step_bytes: 4 << 20,
             retire_duty_percent: 30,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use crate::frame::Head;
 use crate::hard::SegmentEnd;
@@ -121,12 +122,14 @@ pub(crate) struct Queue {
     lanes: Mutex<Lanes>,
     work: Condvar,
     space: Condvar,
+    /// The same for those who wait without a thread: one is told at a time, and tells the next.
+    room: Notify,
     limit: usize,
 }
 
 impl Queue {
     pub(crate) fn new(limit: usize) -> Queue {
-        Queue { lanes: Mutex::default(), work: Condvar::new(), space: Condvar::new(), limit }
+        Queue { lanes: Mutex::default(), work: Condvar::new(), space: Condvar::new(), room: Notify::new(), limit }
     }
 
     /// Waits until the queue is below its cap; `Err` with the bytes queued when it stayed there. The writer's own
@@ -143,6 +146,29 @@ impl Queue {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the queue is below its cap, or closed. Cancel safe.
+    pub(crate) async fn room(&self) {
+        loop {
+            let told = self.room.notified();
+            if self.has_room() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Whoever was let in has queued what it had: the next one may look.
+    pub(crate) fn pass_on(&self) {
+        if self.has_room() {
+            self.room.notify_one();
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let lanes = self.lanes.lock();
+        lanes.bytes < self.limit || lanes.closed
     }
 
     /// Queues a caller's operation; hands it back when the queue is closed. Call with the group locked.
@@ -209,6 +235,7 @@ impl Queue {
         lanes.bytes -= bytes;
         if lanes.bytes < self.limit {
             self.space.notify_all();
+            self.room.notify_one();
         }
     }
 
@@ -221,6 +248,7 @@ impl Queue {
         let mut lanes = self.lanes.lock();
         (lanes.closed, lanes.ended) = (true, true);
         self.space.notify_all();
+        self.room.notify_waiters();
         let lanes = &mut *lanes;
         lanes.urgent.drain(..).chain(lanes.normal.drain(..)).collect()
     }
@@ -230,6 +258,7 @@ impl Queue {
         self.lanes.lock().closed = true;
         self.work.notify_all();
         self.space.notify_all();
+        self.room.notify_waiters();
     }
 
     /// Wakes the writer although nothing was queued: a file became free.

@@ -124,7 +124,7 @@ impl Upkeep {
             let room = step.saturating_sub(self.touched.bytes).max(1);
             let Some(run) = self.read_run(group, from, end, room)? else { return Ok(()) };
             from += run.len() as u64;
-            append(&core, group, &run, &mut self.touched)?;
+            append(&core, group, &run, &mut self.touched, &mut self.bulk)?;
             if self.touched.bytes >= step {
                 self.settle()?;
             }

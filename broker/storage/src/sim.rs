@@ -63,8 +63,17 @@ struct SimFile {
     state: Arc<Mutex<State>>,
     inode: Inode,
     path: PathBuf,
-    /// Writes are durable when they return.
-    direct: bool,
+    way: Way,
+}
+
+/// How a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Cached,
+    /// In whole blocks only.
+    Direct,
+    /// In whole blocks only, and durable when the write returns.
+    Durable,
 }
 
 struct SimLock {
@@ -313,12 +322,13 @@ impl Vfs for SimVfs {
                 inode
             }
         };
-        Ok(Arc::new(SimFile { state: Arc::clone(&self.state), inode, path: path.to_owned(), direct: false }))
+        Ok(Arc::new(SimFile { state: Arc::clone(&self.state), inode, path: path.to_owned(), way: Way::Cached }))
     }
 
-    fn open_direct(&self, path: &Path) -> Option<Arc<dyn VfsFile>> {
+    fn open_direct(&self, path: &Path, durable: bool) -> Option<Arc<dyn VfsFile>> {
         let inode = self.state.lock().disk.names.get(path).copied()?;
-        Some(Arc::new(SimFile { state: Arc::clone(&self.state), inode, path: path.to_owned(), direct: true }))
+        let way = if durable { Way::Durable } else { Way::Direct };
+        Some(Arc::new(SimFile { state: Arc::clone(&self.state), inode, path: path.to_owned(), way }))
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
@@ -422,11 +432,12 @@ impl VfsFile for SimFile {
         }
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         state.room_for(self.inode, pos + bytes.len() as u64)?;
-        if self.direct && (state.refuses_direct || !(pos | bytes.len() as u64).is_multiple_of(4096)) {
+        let whole = (pos | bytes.len() as u64).is_multiple_of(4096);
+        if self.way != Way::Cached && (state.refuses_direct || !whole) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         state.change(Change::Write(self.inode, pos, bytes.into()));
-        if self.direct {
+        if self.way == Way::Durable {
             state.change(Change::Sync(self.inode));
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::journal::recovery::file_name;
 use crate::journal::ring::{Need, Spare};
 use crate::options::Drive;
 use crate::queue::{Op, Pending};
-use crate::segment::writer::Touched;
+use crate::segment::{Bulk, writer::Touched};
 use crate::shared::{Core, Group};
 use crate::types::FlushCallback;
 use crate::vfs::{Open, Vfs};
@@ -43,6 +43,8 @@ pub(crate) struct Upkeep {
     pub(crate) core: Arc<Core>,
     /// Written to segments, not yet synced.
     pub(crate) touched: Touched,
+    /// The way of long runs.
+    pub(crate) bulk: Bulk,
     /// Time of the current retiring that was not work on it.
     pub(crate) rested: Duration,
     /// Nothing is tried before.
@@ -53,7 +55,8 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn new(core: Arc<Core>) -> Upkeep {
-        Upkeep { core, touched: Touched::default(), rested: Duration::ZERO, rest_until: None, said_full: false }
+        let (touched, bulk) = (Touched::default(), Bulk::default());
+        Upkeep { core, touched, bulk, rested: Duration::ZERO, rest_until: None, said_full: false }
     }
 
     /// Runs until the ring is told to stop or the engine failed.
@@ -104,7 +107,8 @@ impl Upkeep {
         }
     }
 
-    fn run_job(&self, job: Job) -> io::Result<()> {
+    fn run_job(&mut self, job: Job) -> io::Result<()> {
+        self.bulk.forget();
         match job {
             Job::Unlink(group) => group.history.unlink(&self.core, &group),
             Job::Remove(group) => {

@@ -26,9 +26,9 @@ pub trait VfsLock: Send + Sync {}
 pub trait Vfs: Send + Sync + std::fmt::Debug {
     /// Opens a file for reading and writing.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn VfsFile>>;
-    /// Opens an existing file so that writes bypass the page cache and are durable when they return.
+    /// Opens an existing file so that writes bypass the page cache and, if `durable`, are durable when they return.
     /// `None` where that is not possible.
-    fn open_direct(&self, path: &Path) -> Option<Arc<dyn VfsFile>>;
+    fn open_direct(&self, path: &Path, durable: bool) -> Option<Arc<dyn VfsFile>>;
     /// Creates a folder and its parents; existing ones are fine.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Names in a folder, in no particular order.

@@ -132,9 +132,11 @@ fn start_seen_at(text: &str, now: SystemTime) -> Result<StartAt, String> {
     };
     match humantime::parse_rfc3339_weak(&whole) {
         Ok(time) => at(time),
-        Err(_) => Err("write earliest, latest, an offset, a time in UTC such as 2026-11-20T12:00Z, or a duration such \
+        Err(_) => {
+            Err("write earliest, latest, an offset, a time in UTC such as 2026-11-20T12:00Z, or a duration such \
                        as 15m"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 

@@ -136,13 +136,7 @@ impl Catalog {
     }
 
     /// Each replica takes memory on its node: there are so many places, on average.
-    fn check_load(
-        &self,
-        name: &TopicName,
-        more: usize,
-        eligible: &BTreeSet<NodeId>,
-        max: u32,
-    ) -> Result<(), Refusal> {
+    fn check_load(&self, name: &TopicName, more: usize, eligible: &BTreeSet<NodeId>, max: u32) -> Result<(), Refusal> {
         let places = u64::from(max) * eligible.len() as u64;
         let taken = Load::new(eligible.clone(), self.partitions.values()).replicas();
         if taken + more as u64 <= places {

@@ -410,7 +410,7 @@ impl Writer {
         let wanted = self.core.options.direct_io && !self.refuses_direct;
         let Some(active) = self.active.as_mut().filter(|_| wanted) else { return };
         let path = self.core.journal_dir().join(file_name(active.file.slot));
-        active.direct = self.core.vfs.open_direct(&path).map(Direct::new);
+        active.direct = self.core.vfs.open_direct(&path, true).map(Direct::new);
     }
 }
 

@@ -16,11 +16,13 @@ use parking_lot::Mutex;
 use crate::shared::{Core, Group};
 use crate::types::{GroupId, SegmentInfo};
 
+mod bulk;
 pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod reader;
 pub(crate) mod writer;
 
+pub(crate) use bulk::Bulk;
 pub(crate) use file::{Fault, OpenSegments, Segment};
 
 /// See the module.

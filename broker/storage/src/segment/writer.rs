@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Bulk;
 use super::file::{FOOTER, Fault, START, Segment, header};
 use super::index::{POINT, PointMaker};
 use crate::frame::{HEADER, Head, Kind, crc_of, padding, u32_at};
 use crate::hard::SegmentEnd;
+use crate::journal::direct::BLOCK;
 use crate::shared::{Core, Group};
 use crate::vfs::{Open, VfsFile};
 
@@ -59,7 +61,13 @@ impl Touched {
 }
 
 /// Writes a run of entries behind the group's history.
-pub(crate) fn append(core: &Core, group: &Arc<Group>, run: &[(Head, Bytes)], touched: &mut Touched) -> io::Result<()> {
+pub(crate) fn append(
+    core: &Core,
+    group: &Arc<Group>,
+    run: &[(Head, Bytes)],
+    touched: &mut Touched,
+    bulk: &mut Bulk,
+) -> io::Result<()> {
     let Some((head, _)) = run.first() else { return Ok(()) };
     let (segment, end) = target(core, group, head.index, touched)?;
     let opened = segment.opened(core).map_err(into_io)?;
@@ -90,7 +98,10 @@ pub(crate) fn append(core: &Core, group: &Arc<Group>, run: &[(Head, Bytes)], tou
     for (bytes, (_, payload)) in headers.iter().zip(run) {
         slices.extend([&bytes[..], payload, padding(payload.len())].map(IoSlice::new));
     }
-    opened.file.write_at(&slices, start)?;
+    let written = bulk.write(core, (&segment.path, &*opened.file), (start, at.bytes - start), &slices)?;
+    if !written {
+        opened.file.write_at(&slices, start)?;
+    }
     if !points.is_empty() {
         let encoded: Vec<u8> = points.iter().flat_map(|point| point.encode(&segment.place)).collect();
         let mut known = opened.points.lock();
@@ -144,7 +155,8 @@ fn target(
 /// Drops what an interrupted run left behind the end.
 fn resume(core: &Core, segment: &Arc<Segment>, end: SegmentEnd) -> io::Result<()> {
     let opened = segment.opened(core).map_err(into_io)?;
-    if opened.file.len()? > end.bytes {
+    // Up to the end of a block stand the zeros of a long run.
+    if opened.file.len()? > end.bytes.next_multiple_of(BLOCK) {
         opened.file.set_len(end.bytes)?;
     }
     let points = opened.points.lock();

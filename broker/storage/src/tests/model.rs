@@ -332,7 +332,7 @@ pub(super) fn calls(groups: u64, largest: usize) -> impl Strategy<Value = Call> 
 }
 
 fn small() -> LogOptions {
-    LogOptions { retire_step_bytes: 4 << 10, ..options() }
+    LogOptions { retire_step_bytes: 4 << 10, bulk_bytes: 1, ..options() }
 }
 
 proptest! {

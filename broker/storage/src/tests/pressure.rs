@@ -179,3 +179,52 @@ fn removing_a_group_on_a_full_disk_stops_nothing() {
         assert!(calls.seen().iter().all(|call| call.1));
     }
 }
+
+/// Whoever waits for room holds no thread, is let in one at a time, and is not forgotten when the engine closes.
+#[test]
+fn waiting_for_room_ends_with_room() {
+    let vfs = SimVfs::new();
+    let options = LogOptions { queue_bytes: 64 << 10, ..options() };
+    let (engine, _) = open_with(&vfs, &options).unwrap();
+    let calls = Calls::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let logs: Vec<_> = (1..=3).map(|id| engine.group(GroupId(id)).unwrap()).collect();
+        for index in 1..=6u64 {
+            logs[0].room().await;
+            logs[0].append_in_room(vec![entry(index, 1, 12_000)], false, calls.expect(index)).unwrap();
+        }
+        let waiting: Vec<_> = logs[1..]
+            .iter()
+            .map(|log| {
+                let (log, done) = (log.clone(), calls.expect(log.id().0 * 10));
+                tokio::spawn(async move {
+                    log.room().await;
+                    log.append_in_room(vec![entry(1, 1, 12_000)], false, done)
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(waiting.iter().all(|task| !task.is_finished()), "the queue is at its cap");
+        while !waiting.iter().all(|task| task.is_finished()) {
+            engine.drive();
+            tokio::task::yield_now().await;
+        }
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+        // The ring grows on the way.
+        (0..10).for_each(|_| engine.drive());
+        let mut seen: Vec<u64> = calls.seen().into_iter().map(|(call, _)| call).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 20, 30]);
+        for index in 7..=12u64 {
+            logs[0].append_in_room(vec![entry(index, 1, 12_000)], false, calls.expect(index)).unwrap();
+        }
+        let log = logs[1].clone();
+        let late = tokio::spawn(async move { log.room().await });
+        tokio::task::yield_now().await;
+        engine.close();
+        late.await.unwrap();
+    });
+}

@@ -37,16 +37,17 @@ impl Vfs for RealVfs {
         Ok(Arc::new(RealFile(options.open(path)?)))
     }
 
-    fn open_direct(&self, path: &Path) -> Option<Arc<dyn VfsFile>> {
+    fn open_direct(&self, path: &Path, durable: bool) -> Option<Arc<dyn VfsFile>> {
         #[cfg(target_os = "linux")]
         {
-            let flags = (OFlags::DIRECT | OFlags::DSYNC).bits() as i32;
+            let durable = if durable { OFlags::DSYNC } else { OFlags::empty() };
+            let flags = (OFlags::DIRECT | durable).bits() as i32;
             let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
             Some(Arc::new(RealFile(file)))
         }
         #[cfg(not(target_os = "linux"))]
         {
-            let _ = path;
+            let _ = (path, durable);
             None
         }
     }
