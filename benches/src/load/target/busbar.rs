@@ -26,6 +26,7 @@ pub(crate) struct Busbar {
     linger: Duration,
     compression: client::Compression,
     in_flight: usize,
+    buffer_bytes: usize,
     keyed: bool,
 }
 
@@ -46,6 +47,7 @@ impl Busbar {
                 Compression::Zstd => client::Compression::Zstd,
             },
             in_flight: options.in_flight as usize,
+            buffer_bytes: options.buffer_bytes as usize,
             keyed: options.keyed,
         })
     }
@@ -113,6 +115,7 @@ impl Target for Busbar {
             .linger(self.linger)
             .compression(self.compression)
             .in_flight(self.in_flight)
+            .buffer_bytes(self.buffer_bytes)
             .build()
             .await?;
         Ok(BusbarProducer { keyed: self.keyed, producer })
@@ -122,6 +125,13 @@ impl Target for Busbar {
         let latest = client::StartAt::Latest;
         let consumer = self.client.consumer(&self.topic).partitions(partitions.to_vec()).from(latest).build().await?;
         Ok(BusbarConsumer(consumer))
+    }
+
+    async fn discard(&self) -> anyhow::Result<()> {
+        match self.client.admin().delete_topic(&self.topic).await {
+            Err(error) if error.reason() == Some(Reason::UnknownTopic) => Ok(()),
+            deleted => deleted.with_context(|| format!("delete topic {}", self.topic)),
+        }
     }
 }
 
@@ -136,14 +146,15 @@ impl Producer for BusbarProducer {
 
     async fn send(&self, message: Message) -> anyhow::Result<Sent<Ack>> {
         let partitions = self.producer.partitions();
-        let partition = match &message.key {
+        let partition = match (message.partition, &message.key) {
             _ if partitions == 1 => Some(0),
-            Some(key) if self.keyed => Some(client::partition_of_key(key, partitions).get()),
+            (Some(partition), _) => Some(partition),
+            (None, Some(key)) if self.keyed => Some(client::partition_of_key(key, partitions).get()),
             // The client picks; its receipt tells where only with the outcome.
             _ => None,
         };
         let mut record = client::Record::new(message.value);
-        record.key = message.key;
+        (record.key, record.partition) = (message.key, message.partition);
         Ok(Sent { partition, ack: Ack(self.producer.send(record).await?) })
     }
 
