@@ -2,7 +2,7 @@
 //!
 //! Invariant: a counter that can't be read is absent in the difference; it never counts as 0.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, fs, time::Duration};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -25,11 +25,12 @@ pub(super) struct Reading {
 }
 
 /// Of one process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Process {
     cpu_ticks: u64,
     written_bytes: Option<u64>,
-    context_switches: Option<u64>,
+    /// By thread: those of one that has ended are gone with it, and must not be taken from those of the others.
+    context_switches: Option<BTreeMap<OsString, u64>>,
     peak_bytes: Option<u64>,
 }
 
@@ -47,16 +48,14 @@ impl Reading {
     /// From `earlier` to this.
     pub(super) fn since(&self, earlier: &Self) -> Usage {
         let pairs = || self.processes.iter().zip(&earlier.processes);
-        let sum = |of: fn(&Process) -> Option<u64>| {
-            pairs().map(|(now, then)| Some(of(now)?.saturating_sub(of(then)?))).sum::<Option<u64>>()
-        };
+        let written = |(now, then): (&Process, &Process)| Some(now.written_bytes?.saturating_sub(then.written_bytes?));
         let ticks: u64 = pairs().map(|(now, then)| now.cpu_ticks.saturating_sub(then.cpu_ticks)).sum();
         let disks = self.disks.zip(earlier.disks).map(|(now, then)| now.since(then));
         Usage {
             seconds: Duration::from_nanos(self.at.since(earlier.at)).as_secs_f64(),
             cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-            process_written_bytes: sum(|process| process.written_bytes),
-            context_switches: sum(|process| process.context_switches),
+            process_written_bytes: pairs().map(written).sum(),
+            context_switches: pairs().map(|(now, then)| now.switches_since(then)).sum(),
             peak_bytes: self.processes.iter().map(|process| process.peak_bytes).collect(),
             disk_flushes: disks.and_then(|disks| disks.flushes),
             disk_writes: disks.map(|disks| disks.writes),
@@ -77,17 +76,25 @@ impl Process {
             peak_bytes: read("status").ok().as_deref().and_then(counters::peak_bytes),
         })
     }
+
+    fn switches_since(&self, earlier: &Self) -> Option<u64> {
+        let (now, then) = (self.context_switches.as_ref()?, earlier.context_switches.as_ref()?);
+        // A thread that is new began at 0.
+        let of = |(thread, count): (&OsString, &u64)| count.saturating_sub(then.get(thread).copied().unwrap_or(0));
+        Some(now.iter().map(of).sum())
+    }
 }
 
-/// Of all threads that live now. Those of a thread that ends are forgotten; brokers keep theirs.
-fn context_switches(pid: u32) -> Option<u64> {
-    let mut sum = 0u64;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-        // A thread may end between being listed and being read.
-        let Ok(status) = fs::read_to_string(task.ok()?.path().join("status")) else { continue };
-        sum = sum.checked_add(counters::context_switches(&status)?)?;
+/// Of all threads that live now.
+fn context_switches(pid: u32) -> Option<BTreeMap<OsString, u64>> {
+    let mut threads = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let thread = thread.ok()?;
+        // It may end between being listed and being read.
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+        threads.insert(thread.file_name(), counters::context_switches(&status)?);
     }
-    Some(sum)
+    Some(threads)
 }
 
 fn read_disk(disk: &Disk) -> Option<DiskCounters> {
@@ -156,7 +163,7 @@ mod tests {
         let process = |written_bytes, cpu_ticks| Process {
             cpu_ticks,
             written_bytes,
-            context_switches: Some(cpu_ticks * 2),
+            context_switches: Some([("1".into(), cpu_ticks * 2), (format!("t{cpu_ticks}").into(), 5)].into()),
             peak_bytes: Some(7),
         };
         let reading = |millis: u64, processes: Vec<Process>| Reading {
@@ -167,7 +174,8 @@ mod tests {
         let before = reading(0, vec![process(Some(1), 10), process(None, 0)]);
         let after = reading(500, vec![process(Some(5), 30), process(Some(9), 1)]);
         let usage = after.since(&before);
-        assert_eq!((usage.seconds, usage.process_written_bytes, usage.context_switches), (0.5, None, Some(42)));
+        // Thread 1 of both, and a new one each; the ones that ended take nothing away.
+        assert_eq!((usage.seconds, usage.process_written_bytes, usage.context_switches), (0.5, None, Some(42 + 10)));
         assert_eq!((usage.disk_flushes, usage.disk_writes, usage.disk_written_bytes), (None, Some(500), Some(5_000)));
         assert_eq!(usage.peak_bytes, Some(vec![7, 7]));
     }

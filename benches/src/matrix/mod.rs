@@ -48,8 +48,8 @@ use crate::{
 };
 
 /// How long a cell may take besides its own times: making thousands of partitions, opening clients, ending them.
-const OVERHEAD_LIMIT: Duration = Duration::from_secs(180);
-const DELETE_LIMIT: Duration = Duration::from_secs(60);
+const OVERHEAD_LIMIT: Duration = Duration::from_secs(300);
+const DELETE_LIMIT: Duration = Duration::from_secs(180);
 /// How long the disk is measured.
 const YARDSTICK_TIME: Duration = Duration::from_secs(3);
 /// Copies of a record unless told otherwise.

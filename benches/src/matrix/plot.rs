@@ -73,6 +73,8 @@ fn draw(title: &str, of: &str, lines: &[Line]) -> anyhow::Result<String> {
 
 fn drawn_into(svg: &mut String, title: &str, of: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
     let (across, along) = (range(lines, |point| point.0), range(lines, |point| point.1));
+    // The legend's place.
+    let across = across.start..across.end + (across.end - across.start) * 0.16;
     let area = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
@@ -85,7 +87,7 @@ fn drawn_into(svg: &mut String, title: &str, of: &str, lines: &[Line]) -> Result
         .configure_mesh()
         .x_desc("partitions")
         .y_desc(of)
-        .x_label_formatter(&|log| label(log.exp2()))
+        .x_label_formatter(&|log| power(*log))
         .y_label_formatter(&|log| label(10f64.powf(*log)))
         .label_style((FONT, 14))
         .light_line_style(WHITE)
@@ -100,7 +102,7 @@ fn drawn_into(svg: &mut String, title: &str, of: &str, lines: &[Line]) -> Result
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
+        .position(SeriesLabelPosition::MiddleRight)
         .label_font((FONT, 14))
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.4))
@@ -115,6 +117,11 @@ fn range(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> std::ops::Range<f64> {
     let (least, greatest) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
     let room = ((greatest - least) * 0.06).max(0.15);
     least - room..greatest + room
+}
+
+/// Partitions are whole; a tick between two powers stays without a name.
+fn power(log: f64) -> String {
+    if log < 0.0 || log.fract().abs() > 1e-6 { String::new() } else { format!("{:.0}", log.exp2()) }
 }
 
 /// Two digits are enough beside a tick.
@@ -175,6 +182,9 @@ mod tests {
     fn ticks_are_short() {
         for (value, want) in [(4_096.0, "4096"), (9.6, "10"), (3.16, "3.2"), (0.316, "0.32"), (1.0, "1.0")] {
             assert_eq!(label(value), want);
+        }
+        for (log, want) in [(0.0, "1"), (12.0, "4096"), (0.5, ""), (-1.0, "")] {
+            assert_eq!(power(log), want);
         }
     }
 }

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use busbar_client as client;
 use busbar_proto::{Reason, v1};
+use tokio::time::{Instant, sleep};
 
 use super::{Consumer, Message, Producer, Received, Sent, Target, TopicFacts, TopicRequest};
 use crate::load::options::{Compression, Durability, Options};
@@ -17,6 +18,9 @@ use crate::load::options::{Compression, Durability, Options};
 const PARTITIONS_DEFAULT: u32 = 1;
 /// Fewer on a cluster that has fewer nodes.
 const REPLICAS_DEFAULT: usize = 3;
+/// How long a topic of thousands of partitions may take to be made, to have its leaders, or to be gone.
+const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A Busbar cluster and the options of the clients on it.
 pub(crate) struct Busbar {
@@ -74,11 +78,31 @@ impl Busbar {
             },
             ..client::TopicOptions::default()
         };
-        match admin.create_topic(&self.topic, options).await {
-            Ok(_) => Ok(()),
-            // Another run was faster: its topic is as good.
-            Err(error) if error.reason() == Some(Reason::TopicExists) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("create topic {}", self.topic)),
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match admin.create_topic(&self.topic, options.clone()).await {
+                Ok(_) => return Ok(()),
+                // Another run was faster, or this one at an earlier attempt: that topic is as good.
+                Err(error) if error.reason() == Some(Reason::TopicExists) => return Ok(()),
+                Err(error) if error.is_retryable() && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(error) => return Err(error).with_context(|| format!("create topic {}", self.topic)),
+            }
+        }
+    }
+
+    /// Waits until each partition of the topic that was made has a leader: before, thousands of consumers' and producers'
+    /// questions would come on top of as many elections.
+    async fn ready(&self) -> anyhow::Result<v1::DescribeTopicResponse> {
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match self.describe().await {
+                Ok(found) if found.partitions.iter().all(|partition| partition.leader > 0) => return Ok(found),
+                Ok(_) if Instant::now() >= deadline => bail!("topic {}: some partitions have no leader", self.topic),
+                Err(error) if !error.is_retryable() || Instant::now() >= deadline => {
+                    return Err(error).with_context(|| format!("describe topic {}", self.topic));
+                }
+                Ok(_) | Err(_) => sleep(LOOK_EVERY).await,
+            }
         }
     }
 }
@@ -92,7 +116,7 @@ impl Target for Busbar {
             Ok(found) => found,
             Err(error) if error.reason() == Some(Reason::UnknownTopic) => {
                 self.create(wanted).await?;
-                self.describe().await.with_context(|| format!("describe topic {}", self.topic))?
+                self.ready().await?
             }
             Err(error) => return Err(error).with_context(|| format!("describe topic {}", self.topic)),
         };
@@ -128,9 +152,13 @@ impl Target for Busbar {
     }
 
     async fn discard(&self) -> anyhow::Result<()> {
-        match self.client.admin().delete_topic(&self.topic).await {
-            Err(error) if error.reason() == Some(Reason::UnknownTopic) => Ok(()),
-            deleted => deleted.with_context(|| format!("delete topic {}", self.topic)),
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match self.client.admin().delete_topic(&self.topic).await {
+                Err(error) if error.reason() == Some(Reason::UnknownTopic) => return Ok(()),
+                Err(error) if error.is_retryable() && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                deleted => return deleted.with_context(|| format!("delete topic {}", self.topic)),
+            }
         }
     }
 }
