@@ -36,6 +36,8 @@ const PARTITIONS_DEFAULT: u32 = 1;
 const REPLICAS_DEFAULT: usize = 3;
 /// One question to the cluster.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The same of a topic's settings, which some that speak Kafka's protocol never answer.
+const SETTINGS_LIMIT: Duration = Duration::from_secs(5);
 /// How long a topic that was made may take until every partition has a leader.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -146,7 +148,7 @@ impl Kafka {
 
     /// Whether the topic's batches are synced before they are acknowledged. What the cluster does not tell is not so.
     async fn durability(&self) -> Durability {
-        let limits = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
+        let limits = AdminOptions::new().request_timeout(Some(SETTINGS_LIMIT));
         let described = self.admin.describe_configs([&ResourceSpecifier::Topic(&self.topic)], &limits).await;
         let described = described.and_then(|mut all| match all.pop() {
             Some(one) => one.map_err(KafkaError::AdminOp),
@@ -220,6 +222,8 @@ impl Target for Kafka {
         let mut settings = self.connection.clone();
         settings.set("group.id", "busbar-bench").set("enable.auto.commit", "false");
         settings.set("allow.auto.create.topics", "false");
+        // What retention took away before it was read must not look like a loss.
+        settings.set("auto.offset.reset", "error");
         settings.set("fetch.message.max.bytes", largest_batch(self.size, 0).to_string());
         // A full queue is looked at again soon: by default it would be a second, in which nothing is fetched.
         settings.set("fetch.queue.backoff.ms", "5");
@@ -323,7 +327,52 @@ impl Consumer for KafkaConsumer {
 
 /// Whether reading on is in vain.
 fn is_final(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{Fatal, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition};
+    use RDKafkaErrorCode::{AutoOffsetReset, Fatal, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition};
     let code = error.rdkafka_error_code();
-    code.is_some_and(|code| [Fatal, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition].contains(&code))
+    code.is_some_and(|code| {
+        [AutoOffsetReset, Fatal, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition].contains(&code)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+    use crate::load::{
+        run::Audience,
+        session::{Measured, connected},
+    };
+
+    /// Against librdkafka's own mock brokers: they speak the protocol, keep 5 MB a partition, and know no settings.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_paced_run_is_carried_and_checked() {
+        let brokers = MockCluster::new(3).expect("mock brokers");
+        brokers.create_topic("t", 4, 3).expect("a topic");
+        for more in ["", "--keyed", "--even --producers 2 --consumers 2"] {
+            let line = format!(
+                "busbar-bench --target kafka --server {} --topic t --rate 1000 --warmup 0.2 --duration 1 --size 100 {more}",
+                brokers.bootstrap_servers()
+            );
+            let options = Options::try_parse_from(line.split_whitespace()).expect("valid options");
+            let mut printed = Vec::new();
+            let audience = Audience { print: &mut |line| printed.push(line.to_owned()), mark: &mut |_| {} };
+            let report = connected(&options, Measured { options: &options, audience }).await.expect("runs");
+            assert_eq!(report.failure(), None, "{more}: {report:?}");
+            assert_eq!((report.errors, report.unresolved, report.unsent, report.backlog), (0, 0, 0, 0), "{more}");
+            assert!(report.publish.records >= 900 && report.end_to_end_ms.is_some(), "{more}: {report:?}");
+            let told = "kafka: durability replicated (acks=all, not synced before it), replicas 3, partitions 4";
+            assert!(printed.first().is_some_and(|line| line.starts_with(told)), "{printed:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_the_largest_record_passes() {
+        for (size, batch_bytes, want) in
+            [(100, 262_144, 1_000_000), (2 << 20, 0, (2 << 20) + 1_024), (1, 4 << 20, 4 << 20)]
+        {
+            assert_eq!(largest_batch(size, batch_bytes), want);
+        }
+    }
 }
