@@ -43,7 +43,7 @@ enum Command {
     /// A consumer group at work while brokers are killed, members come and go, or another group holds on to everything
     Chaos(chaos::Options),
     /// The same load over a grid of partitions, record sizes and durabilities: a table, JSON and plots
-    Matrix(matrix::Options),
+    Matrix(Box<matrix::Options>),
     /// What the disk can do by itself: sequential synced writers
     Disk(disk::Options),
 }

@@ -80,7 +80,7 @@ impl Busbar {
         };
         let deadline = Instant::now() + CHANGE_LIMIT;
         loop {
-            match admin.create_topic(&self.topic, options.clone()).await {
+            match admin.create_topic(&self.topic, options).await {
                 Ok(_) => return Ok(()),
                 // Another run was faster, or this one at an earlier attempt: that topic is as good.
                 Err(error) if error.reason() == Some(Reason::TopicExists) => return Ok(()),
