@@ -137,7 +137,7 @@ mod tests {
     fn one_failed_cell_fails_the_matrix() {
         let good = Row::new(cell(), vec![ran(|_| ())]);
         let bad = Row::new(cell(), vec![ran(|report| report.lost = 1)]);
-        assert_eq!(failure(&[good.clone()]), None);
+        assert_eq!(failure(std::slice::from_ref(&good)), None);
         assert_eq!(failure(&[]), None);
         let told = failure(&[good, bad]).expect("failed");
         assert!(told.starts_with("1 of 2 cells failed, first fsync, 1 KiB, 16 partitions: failed: 1 lost"), "{told}");
