@@ -1,7 +1,9 @@
 //! `busbar-bench`, Busbar's load tool. This file parses, runs and prints; `load` does the work.
 
 mod chaos;
+mod disk;
 mod load;
+mod matrix;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -9,10 +11,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::load::{
-    options::{Options, Output, TargetKind},
+    options::{Options, Output},
     report::Report,
-    run::run,
-    target::busbar::Busbar,
+    run::Audience,
+    session::{Measured, connected},
 };
 
 /// Threads of the tool: enough to drive a cluster from a second machine, few enough to leave a shared one to the
@@ -40,6 +42,10 @@ struct Cli {
 enum Command {
     /// A consumer group at work while brokers are killed, members come and go, or another group holds on to everything
     Chaos(chaos::Options),
+    /// The same load over a grid of partitions, record sizes and durabilities: a table, JSON and plots
+    Matrix(Box<matrix::Options>),
+    /// What the disk can do by itself: sequential synced writers
+    Disk(disk::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
     let outcome = match command {
         None => measure(&load).and_then(|report| conclude(&report, load.output)),
         Some(Command::Chaos(options)) => provoke(&options),
+        Some(Command::Matrix(options)) => compare(&options),
+        Some(Command::Disk(options)) => disk::run(&options).and_then(|results| show(&results)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,18 +89,9 @@ fn show(results: &str) -> anyhow::Result<()> {
 fn measure(options: &Options) -> anyhow::Result<Report> {
     let runtime = runtime()?;
     let output = options.output;
-    let report = runtime.block_on(async {
-        match options.target {
-            TargetKind::Busbar => run(&Busbar::connect(options).await?, options, &mut |line| print(output, line)).await,
-            #[cfg(feature = "nats")]
-            TargetKind::Nats => {
-                let target = load::target::nats::Nats::connect(options).await?;
-                run(&target, options, &mut |line| print(output, line)).await
-            }
-            #[cfg(not(feature = "nats"))]
-            TargetKind::Nats => anyhow::bail!("--target nats is not compiled in: build with --features nats"),
-        }
-    });
+    let mut tell = |line: &str| print(output, line);
+    let audience = Audience { print: &mut tell, mark: &mut |_| {} };
+    let report = runtime.block_on(connected(options, Measured { options, audience }));
     // Producers that never heard from the broker may still be waiting: they are not waited for.
     runtime.shutdown_background();
     report
@@ -110,6 +109,13 @@ fn provoke(options: &chaos::Options) -> anyhow::Result<()> {
     };
     show(&results)?;
     report.failure().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
+}
+
+fn compare(options: &matrix::Options) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(matrix::run(options, &mut |line| print(Output::Text, line)));
+    runtime.shutdown_background();
+    outcome?.map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }
 
 /// Progress: with the results for people, apart from them for programs.

@@ -22,6 +22,7 @@
 //! | [`worker_producer`], [`worker_consumer`] | the hot loops |
 //! | [`lanes`] | records under way, until their acknowledgement |
 //! | [`run`] | the phases, from the topic to the report |
+//! | [`session`] | from the options to the broker that they name |
 //! | [`report`] | what is printed |
 
 pub(crate) mod clock;
@@ -33,6 +34,7 @@ pub(crate) mod payload;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod schedule;
+pub(crate) mod session;
 pub(crate) mod target;
 pub(crate) mod worker_consumer;
 pub(crate) mod worker_producer;

@@ -11,11 +11,16 @@ use serde::Serialize;
 use super::payload::HEADER_BYTES;
 
 /// Upper bound of `--size`: the largest batch that a topic can be made to take.
-const SIZE_MAX: i64 = busbar_proto::limits::BATCH_BYTES_MAX as i64;
-const PARTITIONS_MAX: i64 = busbar_proto::limits::PARTITIONS_PER_TOPIC_MAX as i64;
-const REPLICAS_MAX: i64 = busbar_proto::limits::REPLICAS_MAX as i64;
+pub(crate) const SIZE_MAX: i64 = busbar_proto::limits::BATCH_BYTES_MAX as i64;
+pub(crate) const PARTITIONS_MAX: i64 = busbar_proto::limits::PARTITIONS_PER_TOPIC_MAX as i64;
+pub(crate) const REPLICAS_MAX: i64 = busbar_proto::limits::REPLICAS_MAX as i64;
 /// Producers, and consumers: each holds histograms of some 0.4 MiB.
-const WORKERS_MAX: u16 = 256;
+pub(crate) const WORKERS_MAX: u16 = 256;
+/// What Busbar's client holds unless told otherwise.
+pub(crate) const BUFFER_BYTES_DEFAULT: u32 = 32 << 20;
+/// The client's own bounds, but for the upper one: a tool with more would measure its queue.
+pub(crate) const BUFFER_BYTES_MIN: i64 = 64 << 10;
+pub(crate) const BUFFER_BYTES_MAX: i64 = 1 << 30;
 const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Busbar's load tool: publishes at full load or at a constant rate, reads everything back, checks that each
@@ -32,7 +37,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BUSBAR_SERVER", default_value = "127.0.0.1:7400", value_name = "HOST:PORT,...")]
     pub(crate) server: String,
 
-    /// Broker under test, through its own client; others than busbar must be compiled in (--features nats)
+    /// Broker under test, through its own client; others than busbar must be compiled in (--features nats,kafka)
     #[arg(long, default_value = "busbar", value_name = "BROKER")]
     pub(crate) target: TargetKind,
 
@@ -95,6 +100,11 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 0, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub(crate) linger: u64,
 
+    /// Records that a producer holds until their fate is known, in bytes; not of NATS
+    #[arg(long, default_value_t = BUFFER_BYTES_DEFAULT, value_name = "BYTES",
+          value_parser = clap::value_parser!(u32).range(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX))]
+    pub(crate) buffer_bytes: u32,
+
     /// Compression of batches, done by the client
     #[arg(long, default_value = "none", value_name = "CODEC")]
     pub(crate) compression: Compression,
@@ -110,6 +120,10 @@ pub(crate) struct Options {
     /// Give each record one of 16,384 keys in turn, so that the client's hash picks the partition
     #[arg(long)]
     pub(crate) keyed: bool,
+
+    /// Send record after record to partition after partition, instead of where the client would
+    #[arg(long, conflicts_with = "keyed")]
+    pub(crate) even: bool,
 }
 
 /// Whose cluster is measured.
@@ -120,6 +134,8 @@ pub(crate) enum TargetKind {
     Busbar,
     /// NATS JetStream.
     Nats,
+    /// Apache Kafka, or what speaks its protocol.
+    Kafka,
 }
 
 /// How results are printed.
@@ -154,7 +170,7 @@ pub(crate) enum Compression {
 }
 
 /// `10`, `0.5` (seconds) or anything `humantime` reads.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
         Err(_) => humantime::parse_duration(text)
@@ -166,12 +182,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
-fn producers(text: &str) -> Result<NonZeroU16, String> {
+pub(crate) fn producers(text: &str) -> Result<NonZeroU16, String> {
     let parsed = text.parse().ok().filter(|count: &NonZeroU16| count.get() <= WORKERS_MAX);
     parsed.ok_or_else(|| format!("give a number from 1 to {WORKERS_MAX}"))
 }
 
-fn positive_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|parsed| {
         if parsed.is_zero() { Err("0 leaves nothing to measure; give a time above 0".to_owned()) } else { Ok(parsed) }
     })
@@ -198,6 +214,7 @@ mod tests {
         assert_eq!(options.rate.map(NonZeroU32::get), Some(1_000));
         assert_eq!((options.durability, options.compression), (Some(Durability::Replicated), Compression::Zstd));
         assert_eq!((options.output, options.keyed, options.in_flight), (Output::Json, true, 4));
+        assert_eq!((options.even, options.buffer_bytes), (false, BUFFER_BYTES_DEFAULT));
     }
 
     #[test]
@@ -221,6 +238,8 @@ mod tests {
             "--batch-bytes 10",
             "--in-flight 0",
             "--in-flight 6",
+            "--buffer-bytes 100",
+            "--keyed --even",
             "--compression gzip",
             "--nonsense",
         ] {

@@ -87,6 +87,11 @@ impl Filler {
         }
         Self(pool.freeze())
     }
+
+    /// The pool itself: at least 4 MiB.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.0.clone()
+    }
 }
 
 /// One step of SplitMix64 (Steele, Lea and Flood, 2014): passes for noise, costs three multiplications.

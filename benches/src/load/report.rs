@@ -38,8 +38,12 @@ pub(crate) struct Setup {
     pub(crate) compression: Compression,
     /// Unanswered batches a partition.
     pub(crate) in_flight: u32,
+    /// Records that a producer holds until their fate is known.
+    pub(crate) buffer_bytes: u32,
     /// Whether records had keys.
     pub(crate) keyed: bool,
+    /// Whether records went to partition after partition.
+    pub(crate) even: bool,
     /// Producers.
     pub(crate) producers: u16,
     /// Consumers that had a partition to read.
@@ -66,7 +70,9 @@ impl Setup {
             linger_ms: options.linger,
             compression: options.compression,
             in_flight: options.in_flight,
+            buffer_bytes: options.buffer_bytes,
             keyed: options.keyed,
+            even: options.even,
             producers: options.producers.get(),
             consumers: facts.partitions.min(u32::from(options.consumers)),
             rate: options.rate.map(std::num::NonZeroU32::get),
@@ -80,19 +86,30 @@ impl Setup {
         let Self { replicas, topic, partitions, size, batch_bytes, linger_ms, .. } = self;
         let load = self.rate.map_or("full load".to_owned(), |rate| format!("{} records/s", grouped(u64::from(rate))));
         format!(
-            "{}: durability {}, replicas {replicas}, partitions {partitions}, size {size} B, batch {batch_bytes} B, \
+            "{}: durability {}, replicas {replicas}, partitions {partitions}{}, size {size} B, batch {batch_bytes} B, \
              linger {linger_ms} ms, compression {}, topic {topic}, producers {}, consumers {}, {load}",
             name(self.target),
-            name(self.durability),
+            self.durability(),
+            if self.even { " in turn" } else { "" },
             name(self.compression),
             self.producers,
             self.consumers,
         )
     }
+
+    /// When a record counts as acknowledged; of Kafka also by which of its settings, since its default is the weaker one.
+    fn durability(&self) -> String {
+        let how = match (self.target, self.durability) {
+            (TargetKind::Kafka, Durability::Fsync) => " (acks=all, flush.messages=1)",
+            (TargetKind::Kafka, Durability::Replicated) => " (acks=all, not synced before it)",
+            (TargetKind::Busbar | TargetKind::Nats, _) => "",
+        };
+        name(self.durability) + how
+    }
 }
 
 /// The name of a value as `--help` and the JSON have it.
-fn name(value: impl clap::ValueEnum) -> String {
+pub(crate) fn name(value: impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
@@ -302,7 +319,7 @@ fn latencies(of: Option<Percentiles>) -> String {
 }
 
 /// A count with thousands set apart: 1,234,567.
-fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -316,4 +333,4 @@ fn grouped(count: u64) -> String {
 
 #[cfg(test)]
 #[path = "report_test.rs"]
-mod tests;
+pub(crate) mod tests;

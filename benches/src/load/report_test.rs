@@ -6,7 +6,8 @@ fn percentiles(base: f64) -> Percentiles {
     Percentiles { p50: base, p95: base * 2.0, p99: base * 3.0, p999: base * 4.0, max: base * 5.0 }
 }
 
-fn report() -> Report {
+/// A report of known values.
+pub(crate) fn report() -> Report {
     let setup = Setup {
         target: TargetKind::Busbar,
         durability: Durability::Fsync,
@@ -18,7 +19,9 @@ fn report() -> Report {
         linger_ms: 0,
         compression: Compression::Lz4,
         in_flight: 5,
+        buffer_bytes: 33_554_432,
         keyed: false,
+        even: false,
         producers: 2,
         consumers: 1,
         rate: None,
@@ -55,6 +58,12 @@ fn the_first_line_names_what_a_figure_depends_on() {
     assert_eq!(setup.line(), want);
     setup.rate = Some(1_000);
     assert!(setup.line().ends_with(", 1,000 records/s"));
+    setup.even = true;
+    assert!(setup.line().contains(", partitions 4 in turn, size"));
+    setup.target = TargetKind::Kafka;
+    assert!(setup.line().starts_with("kafka: durability fsync (acks=all, flush.messages=1), replicas 3"));
+    setup.durability = Durability::Replicated;
+    assert!(setup.line().starts_with("kafka: durability replicated (acks=all, not synced before it), replicas 3"));
 }
 
 #[test]

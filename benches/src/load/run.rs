@@ -32,16 +32,30 @@ const LEAD: Duration = Duration::from_millis(20);
 /// twice at the very end comes after everything is accounted for.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Runs the workload of `options` against `target`; `print` is given each line as it is known.
+/// An end of the measured period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The first.
+    Begin,
+    /// The last.
+    End,
+}
+
+/// Whom a run tells of its progress, in between its work: both must be quick.
+pub(crate) struct Audience<'a> {
+    /// Is given each line as it is known.
+    pub(crate) print: &'a mut (dyn FnMut(&str) + Send),
+    /// Is called at both ends of the measured period.
+    pub(crate) mark: &'a mut (dyn FnMut(Mark) + Send),
+}
+
+/// Runs the workload of `options` against `target`.
 ///
 /// # Errors
 /// When the topic cannot be had, a client cannot be opened, or a worker fails. A record that is lost or out of
 /// order is no error here: see [`Report::failure`].
-pub(crate) async fn run<T: Target>(
-    target: &T,
-    options: &Options,
-    print: &mut (dyn FnMut(&str) + Send),
-) -> anyhow::Result<Report> {
+pub(crate) async fn run<T: Target>(target: &T, options: &Options, audience: Audience<'_>) -> anyhow::Result<Report> {
+    let Audience { print, mark } = audience;
     let &Options { partitions, replicas, durability, .. } = options;
     let facts = target.prepare(TopicRequest { partitions, replicas, durability }).await?;
     let setup = Setup::new(options, &facts);
@@ -51,9 +65,11 @@ pub(crate) async fn run<T: Target>(
     }
     let mut run = Run::start(target, options, setup).await?;
     run.watch(run.timeline.measure_from(), print).await?;
+    mark(Mark::Begin);
     let cpu_before = process_cpu_time();
     run.watch(run.timeline.measure_until(), print).await?;
     let cpu = process_cpu_time().saturating_sub(cpu_before);
+    mark(Mark::End);
 
     let backlog_at_end = run.ledger.tally().backlog();
     run.stop_producers.cancel();
@@ -166,6 +182,7 @@ impl<P: Producer> Run<P> {
                 run: id,
                 payload: PayloadBuilder::new(filler.clone(), size, index),
                 keys: keys.clone(),
+                partitions: NonZeroU32::new(run.setup.partitions).filter(|_| options.even),
                 ledger: Arc::clone(&run.ledger),
                 meter: Arc::clone(&run.meters[index as usize]),
                 stop: run.stop_producers.clone(),

@@ -11,6 +11,8 @@ use serde::Serialize;
 use super::options::Durability;
 
 pub(crate) mod busbar;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
 #[cfg(test)]
 pub(crate) mod loopback;
 #[cfg(feature = "nats")]
@@ -40,6 +42,8 @@ pub(crate) struct TopicFacts {
 
 /// A record to publish.
 pub(crate) struct Message {
+    /// Where it goes; `None` = by its key, or as the client picks.
+    pub(crate) partition: Option<u32>,
     /// `None` = the client picks the partition.
     pub(crate) key: Option<Bytes>,
     /// The payload.
@@ -78,6 +82,9 @@ pub(crate) trait Target: Send + Sync + 'static {
     /// A new consumer of these partitions. Its start is fixed when this returns: whatever is published later
     /// is delivered.
     fn consumer(&self, partitions: &[u32]) -> impl Future<Output = anyhow::Result<Self::Consumer>> + Send;
+
+    /// Deletes the topic, if it is there.
+    fn discard(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
 /// Publishes records, keeping their order within a partition.

@@ -6,7 +6,7 @@
 //! Never: skip a scheduled record because an earlier one was late. A late record is sent at once, and its
 //! latency counts from when it was due.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,8 @@ pub(crate) struct ProducerJob<P> {
     pub(crate) payload: PayloadBuilder,
     /// With `--keyed`.
     pub(crate) keys: Option<Arc<Keys>>,
+    /// With `--even`: of how many partitions each record gets the next.
+    pub(crate) partitions: Option<NonZeroU32>,
     /// Issues sequences, takes acknowledgements.
     pub(crate) ledger: Arc<Ledger>,
     /// Takes latencies and failures.
@@ -65,8 +67,11 @@ pub(crate) async fn produce<P: Producer>(mut job: ProducerJob<P>) -> anyhow::Res
     while let Some(scheduled) = job.next_due(&pacer).await? {
         let sequence = job.ledger.issue(job.index);
         let header = Header { run: job.run, producer: job.index, sequence, scheduled };
-        let message =
-            Message { key: job.keys.as_deref().map(|keys| keys.of(sequence)), value: job.payload.build(&header) };
+        let message = Message {
+            partition: job.partitions.map(|count| in_turn(sequence, job.index, count)),
+            key: job.keys.as_deref().map(|keys| keys.of(sequence)),
+            value: job.payload.build(&header),
+        };
         let sent = tokio::select! {
             biased;
             sent = job.producer.send(message) => sent?,
@@ -82,6 +87,13 @@ pub(crate) async fn produce<P: Producer>(mut job: ProducerJob<P>) -> anyhow::Res
     }
     job.producer.flush().await?;
     lanes.finish().await
+}
+
+/// The partition whose turn it is. Producers begin at different ones, so that they do not march in step.
+fn in_turn(sequence: u64, producer: u32, partitions: NonZeroU32) -> u32 {
+    let turn = sequence.wrapping_add(u64::from(producer)) % u64::from(partitions.get());
+    // Below a u32.
+    turn as u32
 }
 
 impl<P> ProducerJob<P> {

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use busbar_client as client;
 use busbar_proto::{Reason, v1};
+use tokio::time::{Instant, sleep};
 
 use super::{Consumer, Message, Producer, Received, Sent, Target, TopicFacts, TopicRequest};
 use crate::load::options::{Compression, Durability, Options};
@@ -17,6 +18,9 @@ use crate::load::options::{Compression, Durability, Options};
 const PARTITIONS_DEFAULT: u32 = 1;
 /// Fewer on a cluster that has fewer nodes.
 const REPLICAS_DEFAULT: usize = 3;
+/// How long a topic of thousands of partitions may take to be made, to have its leaders, or to be gone.
+const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A Busbar cluster and the options of the clients on it.
 pub(crate) struct Busbar {
@@ -26,6 +30,7 @@ pub(crate) struct Busbar {
     linger: Duration,
     compression: client::Compression,
     in_flight: usize,
+    buffer_bytes: usize,
     keyed: bool,
 }
 
@@ -46,6 +51,7 @@ impl Busbar {
                 Compression::Zstd => client::Compression::Zstd,
             },
             in_flight: options.in_flight as usize,
+            buffer_bytes: options.buffer_bytes as usize,
             keyed: options.keyed,
         })
     }
@@ -72,11 +78,31 @@ impl Busbar {
             },
             ..client::TopicOptions::default()
         };
-        match admin.create_topic(&self.topic, options).await {
-            Ok(_) => Ok(()),
-            // Another run was faster: its topic is as good.
-            Err(error) if error.reason() == Some(Reason::TopicExists) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("create topic {}", self.topic)),
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match admin.create_topic(&self.topic, options).await {
+                Ok(_) => return Ok(()),
+                // Another run was faster, or this one at an earlier attempt: that topic is as good.
+                Err(error) if error.reason() == Some(Reason::TopicExists) => return Ok(()),
+                Err(error) if error.is_retryable() && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(error) => return Err(error).with_context(|| format!("create topic {}", self.topic)),
+            }
+        }
+    }
+
+    /// Waits until each partition of the topic that was made has a leader: before, thousands of consumers' and producers'
+    /// questions would come on top of as many elections.
+    async fn ready(&self) -> anyhow::Result<v1::DescribeTopicResponse> {
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match self.describe().await {
+                Ok(found) if found.partitions.iter().all(|partition| partition.leader > 0) => return Ok(found),
+                Ok(_) if Instant::now() >= deadline => bail!("topic {}: some partitions have no leader", self.topic),
+                Err(error) if !error.is_retryable() || Instant::now() >= deadline => {
+                    return Err(error).with_context(|| format!("describe topic {}", self.topic));
+                }
+                Ok(_) | Err(_) => sleep(LOOK_EVERY).await,
+            }
         }
     }
 }
@@ -90,7 +116,7 @@ impl Target for Busbar {
             Ok(found) => found,
             Err(error) if error.reason() == Some(Reason::UnknownTopic) => {
                 self.create(wanted).await?;
-                self.describe().await.with_context(|| format!("describe topic {}", self.topic))?
+                self.ready().await?
             }
             Err(error) => return Err(error).with_context(|| format!("describe topic {}", self.topic)),
         };
@@ -113,6 +139,7 @@ impl Target for Busbar {
             .linger(self.linger)
             .compression(self.compression)
             .in_flight(self.in_flight)
+            .buffer_bytes(self.buffer_bytes)
             .build()
             .await?;
         Ok(BusbarProducer { keyed: self.keyed, producer })
@@ -122,6 +149,17 @@ impl Target for Busbar {
         let latest = client::StartAt::Latest;
         let consumer = self.client.consumer(&self.topic).partitions(partitions.to_vec()).from(latest).build().await?;
         Ok(BusbarConsumer(consumer))
+    }
+
+    async fn discard(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + CHANGE_LIMIT;
+        loop {
+            match self.client.admin().delete_topic(&self.topic).await {
+                Err(error) if error.reason() == Some(Reason::UnknownTopic) => return Ok(()),
+                Err(error) if error.is_retryable() && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                deleted => return deleted.with_context(|| format!("delete topic {}", self.topic)),
+            }
+        }
     }
 }
 
@@ -136,14 +174,15 @@ impl Producer for BusbarProducer {
 
     async fn send(&self, message: Message) -> anyhow::Result<Sent<Ack>> {
         let partitions = self.producer.partitions();
-        let partition = match &message.key {
+        let partition = match (message.partition, &message.key) {
             _ if partitions == 1 => Some(0),
-            Some(key) if self.keyed => Some(client::partition_of_key(key, partitions).get()),
+            (Some(partition), _) => Some(partition),
+            (None, Some(key)) if self.keyed => Some(client::partition_of_key(key, partitions).get()),
             // The client picks; its receipt tells where only with the outcome.
             _ => None,
         };
         let mut record = client::Record::new(message.value);
-        record.key = message.key;
+        (record.key, record.partition) = (message.key, message.partition);
         Ok(Sent { partition, ack: Ack(self.producer.send(record).await?) })
     }
 

@@ -93,6 +93,10 @@ impl Target for Loopback {
         let at = |&partition: &u32| (partition, self.0.partitions[partition as usize].lock().len());
         Ok(Reader { broker: self.clone(), positions: partitions.iter().map(at).collect() })
     }
+
+    async fn discard(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 impl Producer for Loopback {
@@ -100,10 +104,11 @@ impl Producer for Loopback {
 
     async fn send(&self, message: Message) -> anyhow::Result<Sent<Self::Ack>> {
         let nth = self.0.sent.fetch_add(1, Ordering::Relaxed);
-        let partition = match &message.key {
-            Some(key) => key.iter().map(|&byte| usize::from(byte)).sum::<usize>() % self.0.partitions.len(),
+        let partition = match (message.partition, &message.key) {
+            (Some(partition), _) => partition as usize,
+            (None, Some(key)) => key.iter().map(|&byte| usize::from(byte)).sum::<usize>() % self.0.partitions.len(),
             // Like a client that fills one batch after another.
-            None => (nth / 10) as usize % self.0.partitions.len(),
+            (None, None) => (nth / 10) as usize % self.0.partitions.len(),
         };
         let fault = self.0.fault.filter(|(at, _)| *at == nth).map(|(_, fault)| fault);
         let mut fate = Ok(());

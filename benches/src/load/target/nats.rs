@@ -127,6 +127,15 @@ impl Target for Nats {
         }
         Ok(NatsConsumer { messages })
     }
+
+    async fn discard(&self) -> anyhow::Result<()> {
+        // As many as `prepare` made or found.
+        for partition in 0..self.partitions.load(Ordering::Relaxed) {
+            let name = self.stream(u32::try_from(partition)?);
+            self.jetstream.delete_stream(&name).await.with_context(|| format!("delete stream {name}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// One connection that publishes.
@@ -143,9 +152,10 @@ impl Producer for NatsProducer {
 
     async fn send(&self, message: Message) -> anyhow::Result<Sent<Self::Ack>> {
         let partitions = self.subjects.len();
-        let partition = match &message.key {
-            Some(key) => busbar_client::partition_of_key(key, u32::try_from(partitions)?).get() as usize,
-            None => self.turn.fetch_add(1, Ordering::Relaxed) % partitions,
+        let partition = match (message.partition, &message.key) {
+            (Some(partition), _) => partition as usize,
+            (None, Some(key)) => busbar_client::partition_of_key(key, u32::try_from(partitions)?).get() as usize,
+            (None, None) => self.turn.fetch_add(1, Ordering::Relaxed) % partitions,
         };
         let subject = self.subjects[partition].to_string();
         let ack = self.jetstream.publish(subject, message.value).await.context("publish")?.into_future();
