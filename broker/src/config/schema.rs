@@ -86,7 +86,7 @@ schema! {
         /// Streams and calls open at once on one connection.
         streams_per_connection_max: u32 = 256, min 8;
         /// Subscriptions open at once on one stream.
-        subscriptions_per_stream_max: u32 = 1024, min 1;
+        subscriptions_per_stream_max: u32 = 10_000, min 1;
         /// Replicas of partitions that a node may have, on average over the nodes: topics beyond that are refused.
         replicas_max: u32 = 5000, min 1;
     }
