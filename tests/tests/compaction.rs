@@ -9,13 +9,18 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use busbar_client::{Cleanup, Client, ConsumedRecord, ReadFrom, Record, StartAt, TopicOptions};
-use busbar_proto::batch;
+use busbar_client::{Cleanup, Client, ConsumedRecord, ReadFrom, Record, SendError, StartAt, TopicOptions};
+use busbar_proto::{
+    batch,
+    compaction::KeyDigestBuilder,
+    v1::{self, publish_response::Outcome},
+};
 use busbar_tests::{
     process::{ProcessCluster, partition_state},
     wait::{eventually, within},
     wire,
 };
+use bytes::Bytes;
 use rand::Rng as _;
 
 const TOPIC: &str = "states";
@@ -238,6 +243,68 @@ async fn a_group_is_at_the_end(states: &States) -> anyhow::Result<()> {
     let committed = group.partitions.iter().find_map(|partition| partition.committed.as_ref());
     assert_eq!(committed.map(|committed| committed.offset), Some(end), "there is no lag");
     Ok(())
+}
+
+/// What a producer that knows nothing of compaction would send, and one that says something wrong.
+async fn batches_without_keys_are_refused(cluster: &ProcessCluster, client: &Client) -> anyhow::Result<()> {
+    let topic_id = wire::topic_id(client, TOPIC).await?;
+    let mut one = KeyDigestBuilder::new();
+    one.push(b"k", false);
+    let mut two = one.clone();
+    two.push(b"l", false);
+    let (one, two) = (one.build(), two.build());
+    for (keys, values, says) in [
+        (Bytes::new(), &["v"][..], "each record needs a key"),
+        (two.clone(), &["v"], "the keys of 2 were told"),
+        (one.slice(..5), &["v"], "key digest"),
+        (one, &["v"], ""),
+        (two, &["v", "w"], ""),
+    ] {
+        let envelope = Some(v1::Envelope { keys, ..Default::default() });
+        let (topic_id, batch) = (topic_id.clone(), wire::batch(values));
+        let request = v1::PublishRequest { topic_id, batch, envelope, ..Default::default() };
+        match wire::publish(&cluster.node(1)?.address, request).await? {
+            Outcome::Acknowledged(_) => ensure!(says.is_empty(), "stored, though it should say {says:?}"),
+            Outcome::Error(error) => {
+                ensure!(error.reason == "INVALID_ARGUMENT" && !says.is_empty(), "{error:?}");
+                ensure!(error.message.contains(says), "{error:?}");
+            }
+        }
+    }
+    let keyless = client.producer(TOPIC).build().await?.send("v").await.map(drop);
+    ensure!(matches!(keyless, Err(SendError::KeyRequired { .. })), "{keyless:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_compacts_and_gives_up_what_is_old() -> anyhow::Result<()> {
+    let settings = [SETTINGS, &[("retention.check_interval_ms", "200")]].concat();
+    let cluster = ProcessCluster::start_with(1, &settings).await?;
+    let client = cluster.client().await?;
+    let options = TopicOptions {
+        cleanup: Cleanup::Both,
+        replicas: 1,
+        retention_bytes: Some(70 << 20),
+        ..TopicOptions::default()
+    };
+    client.admin().create_topic(TOPIC, options).await?;
+    cluster.leader_of(&client, TOPIC, 0).await?;
+    batches_without_keys_are_refused(&cluster, &client).await?;
+    let mut states = States::new(&client);
+    for _ in 0..20 {
+        states.publish(Vec::new()).await?;
+    }
+    eventually(LIMIT, "old records go, and superseded ones", || async {
+        let state = partition_state(&client, TOPIC, 0).await?;
+        ensure!(state.log_start > 0, "{state:?}");
+        ensure!(cluster.node(1)?.log().contains("compacted"), "nothing was compacted");
+        Ok(())
+    })
+    .await?;
+    let start = partition_state(&client, TOPIC, 0).await?.log_start;
+    let (table, _) = read(&states, ReadFrom::Leader, StartAt::Offset(start)).await?;
+    ensure!(table == states.table, "all of the keys were updated lately");
+    cluster.finish().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -325,6 +325,29 @@ mod tests {
     }
 
     #[test]
+    fn batches_of_a_compacted_topic_have_few_records_and_tell_their_keys() {
+        let now = Instant::now();
+        let mut batcher = batcher(LINGER);
+        batcher.options.compacted = true;
+        let most = limits::COMPACTED_BATCH_RECORDS_MAX as usize;
+        for nr in 0..most + 1 {
+            let record = match nr {
+                0 => Record::tombstone("gone"),
+                _ => Record::new("v").key(nr.to_string()),
+            };
+            batcher.push(&record, Times { timestamp_ms: 0, send_before: None }, 1, || now).expect("room");
+            assert_eq!(batcher.is_ready(4, now), nr >= most - 1, "the {nr}-th");
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| batcher.take()).collect();
+        let counts: Vec<_> = sizes.iter().map(|batch| batch.builder.record_count() as usize).collect();
+        assert_eq!(counts, [most, 1]);
+        let told = sizes[0].keys.as_ref().map(KeyDigestBuilder::build).expect("keys");
+        let digest = busbar_proto::compaction::KeyDigest::decode(&told).expect("sound");
+        let tombstones: Vec<bool> = digest.iter().map(|record| record.tombstone).collect();
+        assert_eq!((tombstones.len(), tombstones.iter().position(|is| *is)), (most, Some(0)));
+    }
+
+    #[test]
     fn one_record_may_be_as_large_as_the_topic_allows() {
         let now = Instant::now();
         let mut batcher = batcher(Duration::ZERO);

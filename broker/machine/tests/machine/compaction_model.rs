@@ -43,6 +43,8 @@ enum Step {
     },
     /// A replica that holds all asks all others.
     Settle,
+    /// Everybody catches up, cleans and is asked.
+    Round,
     /// A new replica, empty.
     Join,
     Wait {
@@ -232,6 +234,7 @@ impl World {
                 replica.clean(end, *keys, *crash, now_ms);
             }
             Step::Settle => self.settle(),
+            Step::Round => self.round(),
             Step::Join if self.replicas.len() < 5 => self.replicas.push(Replica::default()),
             Step::Join => {}
             Step::Wait { ms } => self.now_ms += *ms as i64,
@@ -258,19 +261,30 @@ impl World {
         }
     }
 
-    /// Everybody catches up and cleans, again and again. Whoever copied an old value from one that has none by now, finds
-    /// out only when it cleans itself.
+    /// Everybody catches up from whoever holds all, and cleans, again and again.
     fn end(&mut self) {
         for _ in 0..5 {
-            for replica in &mut self.replicas {
-                let held = replica.entries.len();
-                self.log[held..].iter().for_each(|entry| replica.take(entry.clone()));
-                replica.clean(replica.entries.len(), 1000, None, self.now_ms);
-            }
-            self.check();
-            self.settle();
+            self.round();
             self.now_ms += RETENTION_MS as i64;
         }
+        self.check_what_stays();
+    }
+
+    fn round(&mut self) {
+        let source = self.replicas[0].entries.clone();
+        for replica in &mut self.replicas {
+            let held = replica.entries.len();
+            source[held..].iter().for_each(|entry| replica.take(entry.clone()));
+        }
+        self.check();
+        for replica in &mut self.replicas {
+            replica.clean(replica.entries.len(), 1000, None, self.now_ms);
+        }
+        self.check();
+        self.settle();
+    }
+
+    fn check_what_stays(&self) {
         let newest: BTreeMap<u8, u64> = (0_u64..).zip(&self.records).map(|(offset, (key, _))| (*key, offset)).collect();
         for replica in &self.replicas {
             let kept: BTreeSet<u64> = replica.entries.iter().flat_map(offsets).collect();
@@ -316,14 +330,15 @@ fn any_step(batch: usize) -> impl Strategy<Value = Step> {
         5 => (any::<Index>(), any::<Index>(), 1..12_usize).prop_map(|(to, from, count)| Step::Fetch { to, from, count }),
         5 => (clean, crash).prop_map(|((replica, part, keys), crash)| Step::Clean { replica, part, keys, crash }),
         2 => Just(Step::Settle),
+        3 => Just(Step::Round),
         1 => Just(Step::Join),
-        2 => (0..900_u64).prop_map(|ms| Step::Wait { ms }),
+        2 => (0..1_500_u64).prop_map(|ms| Step::Wait { ms }),
         4 => (any::<Index>(), 1..12_usize).prop_map(|(replica, count)| Step::Read { replica, count }),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_500))]
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
     fn nothing_newest_is_lost_and_nothing_deleted_comes_back(steps in prop_oneof![
