@@ -282,7 +282,7 @@ impl Replica {
         let told_by = |node: &NodeId| if *node == own { cleaning.told.as_ref() } else { cleaning.heard.get(node) };
         let told: Vec<&Settled> = voters.iter().chain(&learners).map(told_by).collect::<Option<_>>()?;
         let agreed = Settled::agreed(told, now_ms)?;
-        let is_news = cleaning.findings.unsettled().is_some_and(|tombstone| agreed.covers(tombstone));
+        let is_news = cleaning.findings.gain_by(&agreed);
         let machine = self.group().shared().read();
         let before = machine.settled();
         let is_done = before.is_mature(now_ms, options.delete_retention_ms) && !cleaning.findings.is_pending();

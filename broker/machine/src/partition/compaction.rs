@@ -125,8 +125,8 @@ pub struct Findings {
     blocked: BTreeSet<Offset>,
     /// A batch's keys are not known.
     unknown: bool,
-    /// The first tombstone that could be settled and is not.
-    unsettled: Option<Offset>,
+    /// Tombstones that could be settled and are not: the first ones.
+    unsettled: BTreeSet<Offset>,
     /// A batch can go once what is settled is mature.
     pending: bool,
 }
@@ -140,7 +140,12 @@ impl Findings {
 
     /// The first tombstone that could be settled and is not.
     pub fn unsettled(&self) -> Option<Offset> {
-        self.unsettled
+        self.unsettled.first().copied()
+    }
+
+    /// Whether a tombstone here could go that can't go yet, were this agreed on.
+    pub fn gain_by(&self, agreed: &Settled) -> bool {
+        self.unsettled.iter().any(|&tombstone| agreed.covers(tombstone))
     }
 
     /// Whether a batch can go once what is settled is mature.
@@ -149,11 +154,7 @@ impl Findings {
     }
 
     fn block(&mut self, tombstone: Offset) {
-        self.blocked.insert(tombstone);
-        // One more than can be told: the report ends below it.
-        if self.blocked.len() > limits::BLOCKED_TOMBSTONES_MAX + 1 {
-            self.blocked.pop_last();
-        }
+        put_first(&mut self.blocked, tombstone);
     }
 }
 
@@ -237,10 +238,17 @@ impl Judge {
             if newest >= batch.next_offset() {
                 self.findings.block(newest);
             } else if newest == offset && !self.settled.covers(offset) && !self.findings.blocked.contains(&offset) {
-                let first = self.findings.unsettled.get_or_insert(offset);
-                *first = offset.min(*first);
+                put_first(&mut self.findings.unsettled, offset);
             }
         }
+    }
+}
+
+/// Of tombstones only the first ones are kept, one more than can be told: a report ends below that.
+fn put_first(tombstones: &mut BTreeSet<Offset>, tombstone: Offset) {
+    tombstones.insert(tombstone);
+    if tombstones.len() > limits::BLOCKED_TOMBSTONES_MAX + 1 {
+        tombstones.pop_last();
     }
 }
 
