@@ -79,6 +79,46 @@ impl FromStr for Durability {
     }
 }
 
+/// What becomes of a topic's old records.
+///
+/// ```
+/// use busbar_client::{Cleanup, TopicOptions};
+///
+/// let newest_of_each_key = TopicOptions { cleanup: Cleanup::Compact, ..TopicOptions::default() };
+/// # assert_eq!(newest_of_each_key.cleanup.to_string(), "compact");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cleanup {
+    /// Retention removes them; without one they stay.
+    #[default]
+    Delete,
+    /// The newest record of each key stays for ever, older ones go: the topic is a table that can be read again from the
+    /// start. Each record needs a key; [`Record::tombstone`](crate::Record::tombstone) deletes one.
+    Compact,
+    /// Older ones go, and so does everything that is beyond retention.
+    Both,
+}
+
+impl Cleanup {
+    fn to_wire(self) -> v1::Cleanup {
+        match self {
+            Self::Delete => v1::Cleanup::Delete,
+            Self::Compact => v1::Cleanup::Compact,
+            Self::Both => v1::Cleanup::Both,
+        }
+    }
+}
+
+impl fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+            Self::Both => "both",
+        })
+    }
+}
+
 /// How a topic is created.
 ///
 /// ```
@@ -106,6 +146,8 @@ pub struct TopicOptions {
     pub retention_ms: Option<u64>,
     /// Bytes of the largest batch; `None` = 1 MiB.
     pub max_batch_bytes: Option<u32>,
+    /// What becomes of old records. Default: retention removes them.
+    pub cleanup: Cleanup,
 }
 
 impl Default for TopicOptions {
@@ -117,6 +159,7 @@ impl Default for TopicOptions {
             retention_bytes: None,
             retention_ms: None,
             max_batch_bytes: None,
+            cleanup: Cleanup::Delete,
         }
     }
 }
@@ -162,7 +205,8 @@ impl Admin {
     /// # Errors
     /// A name that is taken or illegal, more replicas than nodes, a number out of range.
     pub async fn create_topic(&self, name: impl Into<String>, options: TopicOptions) -> Result<v1::Topic, ClientError> {
-        let TopicOptions { partitions, replicas, durability, retention_bytes, retention_ms, max_batch_bytes } = options;
+        let TopicOptions { partitions, replicas, durability, retention_bytes, retention_ms, max_batch_bytes, .. } =
+            options;
         let durability = match durability {
             Durability::Fsync => v1::Durability::Fsync,
             Durability::Replicated => v1::Durability::Replicated,
@@ -173,6 +217,7 @@ impl Admin {
             retention_bytes: retention_bytes.unwrap_or(0),
             retention_ms: retention_ms.unwrap_or(0),
             max_batch_bytes: max_batch_bytes.unwrap_or(0),
+            cleanup: options.cleanup.to_wire().into(),
         };
         let request = v1::CreateTopicRequest { name: name.into(), partitions, config: Some(config) };
         let created = ask!(self, "create the topic", Unsent, CHANGE_TIMEOUT, admin.create_topic, request)?;

@@ -222,6 +222,12 @@ pub enum SendError {
         /// How many there are.
         partitions: u32,
     },
+    /// The topic is compacted, and the record has no key.
+    #[error("topic {topic:?} is compacted (the newest record of each key stays), so each record needs a key")]
+    KeyRequired {
+        /// The topic.
+        topic: String,
+    },
     /// The topic was deleted, whether or not there is another of its name by now.
     #[error("topic {topic:?} was deleted: build another producer once there is a topic of that name")]
     TopicGone {
@@ -327,6 +333,7 @@ impl SendError {
             Self::Fenced { refusal } => refusal.reason.as_str(),
             Self::TooLarge { .. } => Reason::BatchTooLarge.as_str(),
             Self::UnknownPartition { .. } => Reason::UnknownPartition.as_str(),
+            Self::KeyRequired { .. } => Reason::InvalidArgument.as_str(),
             Self::TopicGone { .. } => Reason::UnknownTopic.as_str(),
         }
     }

@@ -98,7 +98,7 @@ pub use busbar_proto::{
 
 pub use self::{
     address::{Address, DEFAULT_PORT, InvalidAddress},
-    admin::{Admin, Durability, TopicOptions, UnknownDurability},
+    admin::{Admin, Cleanup, Durability, TopicOptions, UnknownDurability},
     breaker::{BreakerState, CircuitBreaker},
     budget::RetryBudget,
     client::{Client, ClientBuilder},

@@ -28,6 +28,8 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// The payload.
     pub value: Bytes,
+    /// There is no value, not even an empty one: the key is deleted. See [`Record::tombstone`].
+    pub tombstone: bool,
     /// Names and values, in order; names may repeat.
     pub headers: Vec<(String, Bytes)>,
     /// Milliseconds since the Unix epoch; `None` = now.
@@ -45,6 +47,19 @@ impl Record {
     /// A record of this value.
     pub fn new(value: impl Into<Bytes>) -> Self {
         Self { value: value.into(), ..Self::default() }
+    }
+
+    /// A record that deletes a key: its value is null. In a topic with key compaction every older record of the key goes,
+    /// and so does this one, when all who read on have had time to see it.
+    ///
+    /// ```
+    /// use busbar_client::Record;
+    ///
+    /// let gone = Record::tombstone("order-17");
+    /// assert!(gone.tombstone && gone.value.is_empty());
+    /// ```
+    pub fn tombstone(key: impl Into<Bytes>) -> Self {
+        Self { key: Some(key.into()), tombstone: true, ..Self::default() }
     }
 
     /// With this key.

@@ -10,6 +10,8 @@ use busbar_proto::{NodeId, PartitionId, TopicId, limits, v1};
 pub(crate) struct TopicView {
     pub(crate) id: TopicId,
     pub(crate) batch_bytes_max: usize,
+    /// Superseded records go: each needs a key.
+    pub(crate) compacted: bool,
     /// By partition number.
     leaders: Vec<Leader>,
     /// By partition number: who has a copy, as last heard.
@@ -56,7 +58,7 @@ impl TopicView {
         let leaders = vec![Leader::default(); topic.partitions.len()];
         let replicas = vec![Vec::new(); topic.partitions.len()];
         let batch_bytes_max = limits::BATCH_BYTES_DEFAULT as usize;
-        let mut view = Self { id, batch_bytes_max, leaders, replicas, gone: false };
+        let mut view = Self { id, batch_bytes_max, compacted: false, leaders, replicas, gone: false };
         view.merge(topic);
         Some(view)
     }
@@ -98,6 +100,9 @@ impl TopicView {
         }
         if let Some(config) = topic.config.as_ref().filter(|config| config.max_batch_bytes > 0) {
             self.batch_bytes_max = config.max_batch_bytes.min(limits::BATCH_BYTES_MAX) as usize;
+        }
+        if let Some(config) = &topic.config {
+            self.compacted = matches!(config.cleanup(), v1::Cleanup::Compact | v1::Cleanup::Both);
         }
         for news in &topic.partitions {
             let Some(known) = self.leaders.get_mut(news.partition as usize) else { continue };

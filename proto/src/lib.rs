@@ -9,10 +9,12 @@
 //! | [`limits`] | every cap that a peer or a user can run into |
 //! | [`error`] | the reasons an operation can fail, by what the caller can do |
 //! | [`batch`] | the RecordBatch v2 codec |
+//! | [`compaction`] | digests of keys, which brokers tell superseded records by |
 //! | [`filter`] | what subscriptions select by, and the digests that it is decided on |
 //! | [`v1`], [`peer`] | generated gRPC code |
 
 pub mod batch;
+pub mod compaction;
 pub mod error;
 pub mod filter;
 pub mod ids;

@@ -111,13 +111,18 @@ fn bad_requests() -> Vec<(&'static str, Change, &'static str, &'static str)> {
         ("a deadline that has passed", Box::new(|r| r.deadline_unix_ms = 1), "DEADLINE_EXCEEDED", ""),
         (
             "a digest beyond its limit",
-            Box::new(|request| request.envelope = Some(v1::Envelope { digest: vec![1; 5 << 10].into() })),
+            Box::new(|request| {
+                request.envelope = Some(v1::Envelope { digest: vec![1; 5 << 10].into(), ..Default::default() })
+            }),
             "INVALID_ARGUMENT",
             "2048",
         ),
         (
             "a digest that is none",
-            Box::new(|request| request.envelope = Some(v1::Envelope { digest: b"\x01\x01\x7f\x03a".to_vec().into() })),
+            Box::new(|request| {
+                request.envelope =
+                    Some(v1::Envelope { digest: b"\x01\x01\x7f\x03a".to_vec().into(), ..Default::default() })
+            }),
             "INVALID_ARGUMENT",
             "digest",
         ),

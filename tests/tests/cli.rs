@@ -63,7 +63,7 @@ impl Busbar {
 async fn topics(busbar: &Busbar) -> anyhow::Result<()> {
     let create = ["topic", "create", "orders", "--partitions", "2", "--replicas", "3", "--retention-ms", "3600000"];
     let created = busbar.json(&create).await?;
-    let settings = ["replicas", "durability", "retention_bytes", "retention_ms", "max_batch_bytes"];
+    let settings = ["replicas", "durability", "retention_bytes", "retention_ms", "max_batch_bytes", "cleanup"];
     assert_keys(&created, &[&["name", "id", "partitions"][..], &settings].concat());
     assert_eq!(created["name"], "orders");
     assert_eq!(created["partitions"], 2);

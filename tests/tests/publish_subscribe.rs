@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use busbar_client::{
-    Client, Compression, ConsumedRecord, Consumer, Durability, OnLoss, Reason, Record, StartAt, TopicOptions,
-    partition_of_key,
+    Cleanup, Client, Compression, ConsumedRecord, Consumer, Durability, OnLoss, Reason, Record, StartAt, TopicOptions,
+    partition_of_key, v1,
 };
 use busbar_tests::{
     process::{ProcessCluster, partition_state},
@@ -122,6 +122,7 @@ async fn description_tells_all(cluster: &ProcessCluster, client: &Client) -> any
         retention_bytes: Some(1 << 30),
         retention_ms: Some(3_600_000),
         max_batch_bytes: Some(2 << 20),
+        cleanup: Cleanup::Both,
     };
     let created = client.admin().create_topic("described", options).await?;
     let described = client.admin().describe_topic("described").await?;
@@ -130,10 +131,13 @@ async fn description_tells_all(cluster: &ProcessCluster, client: &Client) -> any
     assert_eq!(Durability::of(&config), Durability::Replicated);
     assert_eq!((config.replicas, config.max_batch_bytes), (2, 2 << 20));
     assert_eq!((config.retention_bytes, config.retention_ms), (1 << 30, 3_600_000));
+    assert_eq!(config.cleanup(), v1::Cleanup::Both);
     assert_eq!(described.partitions.iter().map(|state| state.partition).collect::<Vec<_>>(), [0, 1, 2, 3]);
     cluster.in_sync(client, "described").await?;
     let producer = client.producer("described").build().await?;
-    let stored = producer.send(Record::new("v").partition(2)).await?.await?;
+    let keyless = producer.send(Record::new("v").partition(2)).await.map(drop).err().context("no key was asked for")?;
+    assert!(keyless.to_string().contains("needs a key"), "{keyless}");
+    let stored = producer.send(Record::new("v").key("k").partition(2)).await?.await?;
     assert_eq!(stored.offset, 0);
     for state in client.admin().describe_topic("described").await?.partitions {
         assert_eq!(state.replicas.len(), 2, "{state:?}");

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Key of every record; equal keys go to one partition, in order
     #[arg(long, short = 'k', value_name = "KEY")]
     key: Option<String>,
+    /// Publish one record without a value, which deletes its key in a compacted topic
+    #[arg(long, requires = "key", conflicts_with_all = ["messages", "file"])]
+    tombstone: bool,
     /// Header of every record; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
@@ -99,7 +102,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let producer = builder.build().await?;
     let mut signals = EndSignals::listen()?;
     let mut publishing = Publishing::new(producer, &args);
-    let mut input = Input::open(args.messages, args.file.as_deref())?;
+    let mut input = match args.tombstone {
+        true => Input::Messages(vec![String::new()].into_iter()),
+        false => Input::open(args.messages, args.file.as_deref())?,
+    };
     let ended = tokio::select! {
         biased;
         // What was taken is still delivered and summed up.
@@ -133,6 +139,7 @@ impl Publishing {
             partition: args.partition,
             key: args.key.clone().map(Bytes::from),
             value: Bytes::new(),
+            tombstone: args.tombstone,
             headers: args.headers.iter().map(|(name, value)| (name.clone(), Bytes::from(value.clone()))).collect(),
             deliver_at: args.deliver_after.map(Moment::In),
             expires_at: args.ttl.map(Moment::In),

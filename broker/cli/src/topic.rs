@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use busbar_client::{Durability, TopicOptions};
+use busbar_client::{Cleanup, Durability, TopicOptions};
 use busbar_proto::{TopicName, v1};
 use clap::Subcommand;
 use serde::Serialize;
@@ -69,6 +69,9 @@ struct CreateArgs {
     /// Largest batch that a producer may send [default: 1 MiB]
     #[arg(long, value_name = "BYTES")]
     max_batch_bytes: Option<u32>,
+    /// What becomes of old records: retention removes them; only the newest of each key stays; or both
+    #[arg(long, value_enum, default_value_t)]
+    cleanup: CleanupArg,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -85,6 +88,24 @@ impl From<DurabilityArg> for Durability {
         match arg {
             DurabilityArg::Fsync => Self::Fsync,
             DurabilityArg::Replicated => Self::Replicated,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum CleanupArg {
+    #[default]
+    Delete,
+    Compact,
+    Both,
+}
+
+impl From<CleanupArg> for Cleanup {
+    fn from(arg: CleanupArg) -> Self {
+        match arg {
+            CleanupArg::Delete => Self::Delete,
+            CleanupArg::Compact => Self::Compact,
+            CleanupArg::Both => Self::Both,
         }
     }
 }
@@ -128,6 +149,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         retention_bytes: args.retention_bytes,
         retention_ms: args.retention_ms,
         max_batch_bytes: args.max_batch_bytes,
+        cleanup: args.cleanup.into(),
     };
     let created = Summary::from(admin.create_topic(args.topic.as_str(), options).await?);
     args.common.output.print(&created, |topic| {

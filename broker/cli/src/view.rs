@@ -11,6 +11,7 @@ pub(crate) struct TopicSettings {
     pub(crate) retention_bytes: Option<u64>,
     pub(crate) retention_ms: Option<u64>,
     pub(crate) max_batch_bytes: u32,
+    pub(crate) cleanup: &'static str,
 }
 
 impl From<v1::TopicConfig> for TopicSettings {
@@ -19,6 +20,11 @@ impl From<v1::TopicConfig> for TopicSettings {
             durability: match config.durability() {
                 v1::Durability::Replicated => "replicated",
                 v1::Durability::Fsync | v1::Durability::Unspecified => "fsync",
+            },
+            cleanup: match config.cleanup() {
+                v1::Cleanup::Unspecified | v1::Cleanup::Delete => "delete",
+                v1::Cleanup::Compact => "compact",
+                v1::Cleanup::Both => "both",
             },
             replicas: config.replicas,
             retention_bytes: some_unless_zero(config.retention_bytes),
@@ -36,7 +42,12 @@ impl TopicSettings {
         kept.extend(
             self.retention_ms.map(|ms| format!("{}", humantime::format_duration(std::time::Duration::from_millis(ms)))),
         );
-        let kept = if kept.is_empty() { "everything".to_owned() } else { kept.join(", ") };
+        let kept = match (self.cleanup, kept.is_empty()) {
+            ("delete", true) => "everything".to_owned(),
+            ("delete", false) => kept.join(", "),
+            (_, true) => "the newest record of each key".to_owned(),
+            (_, false) => format!("the newest record of each key, {}", kept.join(", ")),
+        };
         format!("{} replicas, durability {}, keeps {kept}", self.replicas, self.durability)
     }
 }

@@ -25,7 +25,7 @@ use std::path::Path;
 pub use error::{ConfigErrors, Fault};
 use key::Raw;
 pub use key::{Key, Setting};
-pub use schema::{Cluster, Config, Groups, Limits, Listen, Log, Node, Raft, Retention};
+pub use schema::{Cluster, Compaction, Config, Groups, Limits, Listen, Log, Node, Raft, Retention};
 pub use units::{ByteSize, HostPort, InitialNode, Millis};
 
 /// Variables with this prefix and a `__` are configuration; `BUSBAR_LOG` or `BUSBAR_SERVER` are not.

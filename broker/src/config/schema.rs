@@ -101,6 +101,22 @@ schema! {
         session_timeout_ms: Millis = Millis::new(10_000), min Millis::new(limits::SESSION_TIMEOUT_MS_MIN);
     }
 
+    /// Cleaning of topics with key compaction.
+    compaction: Compaction {
+        /// How often compacted partitions are looked at.
+        check_interval_ms: Millis = Millis::new(15_000), min Millis::new(100);
+        /// Part of a partition's closed segments that must be new before it is cleaned again, in percent.
+        dirty_percent: u32 = 50, min 1;
+        /// Memory for the keys of the partition that is being cleaned; with more keys it takes several passes.
+        memory_bytes: ByteSize = ByteSize::mib(64), min ByteSize::mib(1);
+        /// Bytes read a second at most when keys are looked for. Segments are rewritten at the pace at which the journal
+        /// is emptied: at a third of the disk's time, and not at all while publishing needs it.
+        bytes_per_second: ByteSize = ByteSize::mib(32), min ByteSize::mib(1);
+        /// How long a tombstone is kept once no replica holds an older record of its key: readers that take longer from
+        /// an old record to the end may miss that the key was deleted. The same on each node.
+        delete_retention_ms: Millis = Millis::new(24 * 3_600_000);
+    }
+
     /// Removal of old records.
     retention: Retention {
         /// How often partitions are checked against their topic's retention.

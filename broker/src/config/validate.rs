@@ -19,6 +19,15 @@ impl Config {
         self.validate_raft(faults);
         self.validate_sizes(faults);
         self.validate_groups(faults);
+        self.validate_compaction(faults);
+    }
+
+    fn validate_compaction(&self, faults: &mut Vec<Fault>) {
+        let percent = self.compaction.dirty_percent;
+        if percent > 100 {
+            faults
+                .push(Fault::new("compaction.dirty_percent", format!("{percent} is no part of a whole: use 1 to 100")));
+        }
     }
 
     fn validate_identity(&self, faults: &mut Vec<Fault>) {

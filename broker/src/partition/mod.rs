@@ -1,4 +1,5 @@
-//! Partitions on this node: one [`Replica`] each, with its [`sequencer`] (the only writer) and its [`reader`]s.
+//! Partitions on this node: one [`Replica`] each, with its [`sequencer`] (the only writer), its [`reader`]s and its
+//! [`cleaner`].
 //!
 //! ```text
 //!   publish ─▶ queue (bytes admitted before) ─▶ sequencer ─▶ raft group ─▶ applied ─▶ answers, high watermark
@@ -6,6 +7,7 @@
 //! ```
 
 pub mod claims;
+pub mod cleaner;
 pub mod machine;
 pub mod reader;
 pub mod replica;

@@ -1,8 +1,8 @@
 //! Reads a partition in offset order, batch by batch, never past the high watermark. A reader is a position: it
 //! holds no lock, file or memory between calls, so a slow one costs nobody anything.
 //!
-//! Entries that were voided when applied are skipped, and so is what lies below the wanted offset, and batches whose
-//! digest says that the filter wants none of their records. Batches are never cut: the first one may begin below the
+//! Entries that were voided when applied are skipped, and so is what lies below the wanted offset, batches that compaction
+//! hollowed, and those whose digest says that the filter wants none of their records. Batches are never cut: the first one may begin below the
 //! wanted offset. A batch without a digest, or with one that is not understood, is never skipped.
 
 use std::{ops::Range, sync::Arc};
@@ -62,7 +62,7 @@ impl Reader {
     }
 
     /// Whole batches from the position on, about `max_bytes` of them but at least one entry; empty when the reader is
-    /// at the high watermark, or, with a filter, has moved on without finding anything. Cancel safe: the position moves
+    /// at the high watermark, or has moved on and found nothing but what the filter or compaction leaves out. Cancel safe: the position moves
     /// only on return.
     ///
     /// # Errors
@@ -141,7 +141,8 @@ impl Reader {
             let bytes = at..at + batch.bytes as usize;
             let digest = digest_at..digest_at + batch.digest_bytes as usize;
             (at, digest_at) = (bytes.end, digest.end);
-            let is_wanted = batch.next_offset() > *next_offset && self.may_match(&entry.body[digest]);
+            let is_left = batch.next_offset() > *next_offset && !batch.is_hollow();
+            let is_wanted = is_left && self.may_match(&entry.body[digest]);
             match &mut open {
                 Some((offsets, run)) if is_wanted => (offsets.end, run.end) = (batch.next_offset(), bytes.end),
                 None if is_wanted => open = Some((batch.base_offset..batch.next_offset(), bytes)),

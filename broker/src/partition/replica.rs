@@ -9,14 +9,17 @@ use busbar_machine::{
     catalog::{Durability, TopicConfig},
     partition::{EntryHead, PartitionMachine},
 };
-use busbar_proto::{GroupId, LogIndex, Offset, PartitionId, Reason, Refusal, TopicId, batch};
+use busbar_proto::{
+    GroupId, LogIndex, Offset, PartitionId, Reason, Refusal, TopicId, batch, compaction::KeyDigest, limits,
+};
 use busbar_storage::LogEngine;
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
 use super::{
     Claims,
+    cleaner::Cleaning,
     reader::{Reader, out_of_range},
     sequencer::{Publish, PublishResult, SequencerTask, no_leader, not_leader},
 };
@@ -63,6 +66,8 @@ pub struct Offered {
     pub batch: Bytes,
     /// What its producer told of its records' headers; sound, or empty.
     pub digest: Bytes,
+    /// What it told of their keys; sound, or empty.
+    pub keys: Bytes,
     /// Refuse instead of store after this time, milliseconds since the Unix epoch.
     pub deadline_unix_ms: Option<i64>,
 }
@@ -73,6 +78,7 @@ pub struct Replica {
     partition: PartitionId,
     group: Arc<Group<PartitionMachine>>,
     config: RwLock<TopicConfig>,
+    pub(super) cleaning: Mutex<Cleaning>,
     engine: LogEngine,
     tasks: Tasks,
     node_budget: Arc<Semaphore>,
@@ -91,7 +97,8 @@ impl Replica {
         tasks.spawn("sequencer", sequencer.run());
         let budget = Arc::new(Semaphore::new(partition_bytes));
         let config = RwLock::new(config);
-        Arc::new(Self { topic, partition, group, config, engine, tasks, node_budget, budget, queue })
+        let cleaning = Mutex::default();
+        Arc::new(Self { topic, partition, group, config, cleaning, engine, tasks, node_budget, budget, queue })
     }
 
     /// The topic.
@@ -133,16 +140,17 @@ impl Replica {
     /// Verifies a batch, waits for room and queues it; `answer` is called once with the outcome, also on refusal.
     /// Not cancel safe: a cancelled call may have queued it.
     pub async fn publish(&self, offered: Offered, answer: Box<dyn FnOnce(PublishResult) + Send>) {
-        let Offered { batch, digest, deadline_unix_ms } = offered;
+        let Offered { batch, digest, keys, deadline_unix_ms } = offered;
         let leadership = self.group.leadership();
         if !leadership.is_self && leadership.leader.is_some() {
             return answer(Err(not_leader(leadership)));
         }
-        let header = match self.check(&batch) {
-            Ok(header) => header,
+        let checked = self.check(&batch).and_then(|header| Ok((header, self.check_keys(&header, keys)?)));
+        let (header, keys) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => return answer(Err(refusal)),
         };
-        let bytes = u32::try_from(batch.len() + digest.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(batch.len() + digest.len() + keys.len()).unwrap_or(u32::MAX);
         let admitted = async {
             let partition = self.budget.clone().acquire_many_owned(bytes).await;
             let node = self.node_budget.clone().acquire_many_owned(bytes).await;
@@ -156,7 +164,7 @@ impl Replica {
                 return answer(Err(Refusal::new(Reason::Overloaded, message).retry_after(Duration::from_millis(500))));
             }
         };
-        let publish = Publish { header, batch, digest, deadline_unix_ms, answer, permits };
+        let publish = Publish { header, batch, digest, keys, deadline_unix_ms, answer, permits };
         if let Err(Closed(publish)) = self.queue.send(publish).await {
             (publish.answer)(Err(stopping()));
         }
@@ -178,6 +186,24 @@ impl Replica {
             return Err(Refusal::new(Reason::BatchTooLarge, message));
         }
         batch::verify(batch, limit).map_err(|error| Refusal::new(Reason::CorruptBatch, error.to_string()))
+    }
+
+    /// What is stored of the keys: nothing, unless the topic is compacted.
+    fn check_keys(&self, header: &batch::BatchHeader, keys: Bytes) -> Result<Bytes, Refusal> {
+        if !self.config.read().cleanup.compacts() {
+            return Ok(Bytes::new());
+        }
+        let told = KeyDigest::decode(&keys).map_or(0, |digest| digest.len());
+        if keys.is_empty() || told != header.record_count as usize {
+            let message = format!(
+                "the topic is compacted, and of a batch of {} records the keys of {told} were told: each record needs a key, \
+                 and its producer a client that knows of compaction (at most {} records a batch)",
+                header.record_count,
+                limits::COMPACTED_BATCH_RECORDS_MAX
+            );
+            return Err(Refusal::new(Reason::InvalidArgument, message));
+        }
+        Ok(keys)
     }
 
     /// Whether this replica leads and knows everything that was committed before it did.

@@ -11,7 +11,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use busbar_machine::partition::{Admission, Applied as PartitionApplied, PartitionMachine, Sequencer};
+use busbar_machine::partition::{Admission, Applied as PartitionApplied, Beside, PartitionMachine, Sequencer};
 use busbar_proto::{
     Offset, ProducerEpoch, Reason, Refusal,
     batch::{self, BatchHeader},
@@ -53,6 +53,8 @@ pub struct Publish {
     pub batch: Bytes,
     /// What its producer told of its records' headers; stored beside it. Sound, or empty.
     pub digest: Bytes,
+    /// What it told of their keys; stored behind that. Sound, or empty.
+    pub keys: Bytes,
     /// Refuse instead of store after this time, milliseconds since the Unix epoch.
     pub deadline_unix_ms: Option<i64>,
     /// Called once with the outcome.
@@ -72,6 +74,7 @@ struct Accepted {
     base_offset: Offset,
     batch: Bytes,
     digest: Bytes,
+    keys: Bytes,
 }
 
 /// One entry under way.
@@ -175,7 +178,7 @@ impl SequencerTask {
         let mut next = Some(first);
         let mut carried = None;
         while let Some(publish) = next.take() {
-            let bytes = publish.batch.len() + publish.digest.len();
+            let bytes = publish.batch.len() + publish.digest.len() + publish.keys.len();
             if !waiters.is_empty() && body_bytes + bytes > limits::ENTRY_BYTES_TARGET {
                 carried = Some(publish);
                 break;
@@ -272,7 +275,7 @@ fn admit(
     in_flight: &mut VecDeque<InFlight>,
     waiters: &mut Vec<Waiter>,
 ) -> Option<Accepted> {
-    let Publish { header, batch, digest, deadline_unix_ms, answer, permits } = publish;
+    let Publish { header, batch, digest, keys, deadline_unix_ms, answer, permits } = publish;
     if deadline_unix_ms.is_some_and(|deadline| deadline < now_ms) {
         answer(Err(Refusal::new(Reason::DeadlineExceeded, "the publish's deadline passed before it was stored")));
         return None;
@@ -282,11 +285,12 @@ fn admit(
         answer,
         _permits: permits,
     };
-    let digest_bytes = u32::try_from(digest.len()).unwrap_or(u32::MAX);
-    match sequencer.admit_unless(&header, digest_bytes, replaced_by) {
+    let length = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let beside = Beside { digest_bytes: length(&digest), key_bytes: length(&keys) };
+    match sequencer.admit_unless(&header, beside, replaced_by) {
         Admission::Accept { base_offset } => {
             waiters.push(waiter(base_offset, false, answer));
-            Some(Accepted { base_offset, batch, digest })
+            Some(Accepted { base_offset, batch, digest, keys })
         }
         Admission::DuplicateStored { base_offset } => {
             answer(Ok(Stored { base_offset, duplicate: true }));
@@ -307,7 +311,7 @@ fn admit(
     }
 }
 
-/// One payload out of the summary, the stamped batches and their digests: the only copy of the records on the leader.
+/// One payload out of the summary, the stamped batches and what was told of them: the only copy of the records on the leader.
 fn assemble(
     head: &[u8],
     body: &[Accepted],
@@ -324,6 +328,7 @@ fn assemble(
         batch::stamp(&mut payload[start..], *base_offset, leader_epoch);
     }
     body.iter().for_each(|accepted| payload.put_slice(&accepted.digest));
+    body.iter().for_each(|accepted| payload.put_slice(&accepted.keys));
     let head_len = u32::try_from(head.len()).unwrap_or(u32::MAX);
     Proposal { mark: end.get(), time_ms, head_len, payload: payload.freeze() }
 }

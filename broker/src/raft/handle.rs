@@ -149,6 +149,11 @@ impl GroupHandle {
         self.id
     }
 
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// The group's log, for its bounds and size.
     pub fn log(&self) -> &GroupLog {
         &self.log

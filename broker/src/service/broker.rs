@@ -93,6 +93,8 @@ impl Broker {
         tasks.spawn("leader reports", self.clone().keep_reporting());
         tasks.spawn("moves", self.clone().keep_moving());
         tasks.spawn("retention", self.clone().keep_trimmed());
+        tasks.spawn("compaction", self.clone().keep_cleaned());
+        tasks.spawn("tombstones", self.clone().keep_settled());
         tasks.spawn("catalog members", self.clone().keep_catalog_members());
     }
 

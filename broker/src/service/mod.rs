@@ -12,11 +12,13 @@
 //! | [`groups`] | consumer groups: from any node to the shard that knows, members, coordination |
 //! | [`moves`] | partitions on their way to other nodes; preferred leaders |
 //! | [`producers`] | producer ids, names of producers, what is stored of one |
+//! | `cleaning` | compaction: which partition is due, what is agreed on tombstones |
 //! | [`upkeep`] | retention, checkpoints, catalog membership |
 //! | [`metadata`], [`describe`] | what clients are told |
 
 pub mod broker;
 pub mod catalog_machine;
+mod cleaning;
 pub mod cluster;
 pub mod describe;
 pub mod groups;

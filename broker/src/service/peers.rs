@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use busbar_machine::catalog::{Command, Outcome};
 use busbar_proto::{
     GroupId, LogIndex, NodeId, Reason, Refusal, Term,
-    peer::{Checkpoint, JoinRequest, JoinResponse, Leaders as LeaderReport, PeerNode},
+    peer::{Checkpoint, Cleaned, JoinRequest, JoinResponse, Leaders as LeaderReport, PeerNode},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -36,6 +36,12 @@ impl PeerHooks for Hooks {
         if let Some(broker) = self.0.get() {
             let groups = report.led.into_iter().map(|led| (GroupId::new(led.group), Term::new(led.term)));
             broker.leaders().report(node, broker.clock().now(), groups);
+        }
+    }
+
+    fn cleaned(&self, node: NodeId, group: GroupId, told: Cleaned) {
+        if let Some(broker) = self.0.get() {
+            broker.heard_cleaned(node, group, told);
         }
     }
 

@@ -269,6 +269,7 @@ impl Life {
                 let _ = upkeep.join();
             }
         }
+        self.core.rewrites.close();
         let closed = io::Error::new(io::ErrorKind::BrokenPipe, "closed");
         let _ = self.core.stopped.set(("it was closed".to_owned(), closed));
         self.core.groups.read().values().for_each(|group| group.changed.notify_waiters());

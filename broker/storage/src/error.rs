@@ -182,6 +182,48 @@ pub enum ReadError {
     },
 }
 
+/// Why a segment was not rewritten. It is as it was, and can be read as before.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// There is no sealed segment that begins there, or it went meanwhile.
+    #[error("group {group}: no sealed segment begins at entry {first}")]
+    Missing {
+        /// Group.
+        group: GroupId,
+        /// First index wanted.
+        first: u64,
+    },
+    /// Stored bytes fail their checksum: nothing is made of them.
+    #[error("group {group}: the segment is damaged at {place} and was left alone")]
+    Damaged {
+        /// Group.
+        group: GroupId,
+        /// File and position.
+        place: String,
+    },
+    /// An entry's new payload is longer than the journal takes, or its head is longer than that.
+    #[error("group {group}: the new payload of entry {index} has {bytes} bytes, which can't be")]
+    BadPayload {
+        /// Group.
+        group: GroupId,
+        /// Entry.
+        index: u64,
+        /// Its size.
+        bytes: usize,
+    },
+    /// The operating system refused; a full disk, as a rule.
+    #[error("cannot rewrite a segment of group {group}: {source}")]
+    Io {
+        /// Group.
+        group: GroupId,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The group was removed, or the engine was stopped.
+    #[error("the log of group {0} is gone")]
+    Gone(GroupId),
+}
+
 impl From<ReadError> for io::Error {
     fn from(error: ReadError) -> io::Error {
         match error {

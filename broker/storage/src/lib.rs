@@ -49,9 +49,12 @@ pub mod vfs;
 mod tests;
 
 pub use engine::LogEngine;
-pub use error::{AppendError, OpenError, ReadError};
+pub use error::{AppendError, OpenError, ReadError, RewriteError};
 pub use journal::recovery::{DamagedEntry, RecoveryReport, TornTail};
 pub use log::GroupLog;
 pub use options::{Drive, LogOptions};
 pub use shared::FatalHook;
-pub use types::{EngineStats, Entry, FlushCallback, GroupId, LogState, Position, ReadMode, SegmentInfo, Vote};
+pub use types::{
+    Decide, EngineStats, Entry, FlushCallback, GroupId, LogState, NewPayload, Position, ReadMode, Rewritten,
+    SegmentInfo, Vote,
+};

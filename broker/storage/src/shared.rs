@@ -20,7 +20,7 @@ use crate::journal::batch::Effect;
 use crate::journal::ring::Ring;
 use crate::options::{Drive, LogOptions};
 use crate::queue::{Queue, copy_of};
-use crate::segment::{History, OpenSegments};
+use crate::segment::{History, OpenSegments, rewrite::Rewrites};
 use crate::types::{EngineStats, GroupId};
 use crate::upkeep::Job;
 use crate::vfs::Vfs;
@@ -92,6 +92,7 @@ pub(crate) struct Stats {
     pub(crate) journal_bytes: AtomicU64,
     pub(crate) frames: AtomicU64,
     pub(crate) retired_bytes: AtomicU64,
+    pub(crate) rewritten_bytes: AtomicU64,
     pub(crate) carried_bytes: AtomicU64,
     pub(crate) sync_us_max: AtomicU64,
     pub(crate) sync_us_total: AtomicU64,
@@ -123,6 +124,8 @@ pub(crate) struct Core {
     /// Removed groups whose removal is not yet durable.
     pub(crate) removing: Mutex<Vec<Arc<Group>>>,
     jobs: Mutex<VecDeque<Job>>,
+    /// Segments to be rewritten, when there is nothing else to do.
+    pub(crate) rewrites: Rewrites,
     pub(crate) stopped: OnceLock<(String, io::Error)>,
     pub(crate) hook: OnceLock<FatalHook>,
     /// Stands in for the node where an operation belongs to no group.
@@ -148,6 +151,7 @@ impl Core {
             removed: Mutex::new(removed),
             removing: Mutex::default(),
             jobs: Mutex::default(),
+            rewrites: Rewrites::default(),
             stopped: OnceLock::new(),
             hook: OnceLock::new(),
             node: new_group(dir, GroupId(u64::MAX), Inner::default()),
@@ -194,6 +198,7 @@ impl Core {
             frames: stats.frames.load(Relaxed),
             files: self.ring.len() as u64,
             retired_bytes: stats.retired_bytes.load(Relaxed),
+            rewritten_bytes: stats.rewritten_bytes.load(Relaxed),
             carried_bytes: stats.carried_bytes.load(Relaxed),
             cache_bytes: self.cache.bytes() as u64,
             queue_bytes: self.queue.bytes() as u64,
@@ -234,6 +239,7 @@ impl Core {
         let text = self.stopped().unwrap_or_default();
         tracing::error!(error = text, "log engine stopped for good; restart the process");
         self.queue.close();
+        self.rewrites.close();
         self.ring.wake();
         self.groups.read().values().for_each(|group| group.changed.notify_waiters());
         if let Some(hook) = self.hook.get() {

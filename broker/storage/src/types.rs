@@ -115,6 +115,30 @@ pub struct SegmentInfo {
     pub sealed: bool,
 }
 
+/// What takes the place of an entry's payload when its segment is rewritten; all else of the entry stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewPayload {
+    /// How many leading bytes make the head.
+    pub head_len: u32,
+    /// The head, then the body.
+    pub payload: Bytes,
+}
+
+/// Decides on each entry of a segment, once and in order; `None` = it stays as it is. Called on the background thread: it
+/// must not wait for anything.
+pub type Decide = Box<dyn FnMut(&Entry) -> Option<NewPayload> + Send>;
+
+/// What came of rewriting a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Entries with a new payload; with none the segment was left alone.
+    pub entries: u64,
+    /// Bytes on disk before.
+    pub bytes_before: u64,
+    /// Bytes on disk now.
+    pub bytes_after: u64,
+}
+
 /// Called exactly once, on the journal's thread, when what it was handed in with is durable, or failed for good.
 /// It must be short and must not block: every group's next write waits for it.
 pub type FlushCallback = Box<dyn FnOnce(Result<(), std::io::Error>) + Send>;
@@ -134,6 +158,8 @@ pub struct EngineStats {
     pub files: u64,
     /// Bytes moved from the journal into segments.
     pub retired_bytes: u64,
+    /// Bytes written into segments that took the place of older ones.
+    pub rewritten_bytes: u64,
     /// Bytes of uncommitted entries written again at the journal's head so that an old file could be recycled.
     pub carried_bytes: u64,
     /// Bytes held by the tail cache.

@@ -1,4 +1,5 @@
-//! The background: new journal files, emptying old ones, unlinking what retention and removal left behind.
+//! The background: new journal files, emptying old ones, unlinking what retention and removal left behind, and, when there
+//! is nothing else to do, rewriting segments.
 //!
 //! One thread, one thing at a time, so that nothing here has to be locked against itself. It never touches the hot
 //! path: what it needs written goes through the journal's urgent lane like everything else. A full disk makes it wait
@@ -14,7 +15,7 @@ use crate::journal::recovery::file_name;
 use crate::journal::ring::{Need, Spare};
 use crate::options::Drive;
 use crate::queue::{Op, Pending};
-use crate::segment::{Bulk, writer::Touched};
+use crate::segment::{Bulk, rewrite::Rewriting, writer::Touched};
 use crate::shared::{Core, Group};
 use crate::types::FlushCallback;
 use crate::vfs::{Open, Vfs};
@@ -47,6 +48,8 @@ pub(crate) struct Upkeep {
     pub(crate) bulk: Bulk,
     /// Time of the current retiring that was not work on it.
     pub(crate) rested: Duration,
+    /// The segment that is being rewritten.
+    pub(crate) rewriting: Option<Rewriting>,
     /// Nothing is tried before.
     rest_until: Option<Instant>,
     /// The disk was full: said once.
@@ -55,8 +58,15 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn new(core: Arc<Core>) -> Upkeep {
-        let (touched, bulk) = (Touched::default(), Bulk::default());
-        Upkeep { core, touched, bulk, rested: Duration::ZERO, rest_until: None, said_full: false }
+        Upkeep {
+            core,
+            touched: Touched::default(),
+            bulk: Bulk::default(),
+            rested: Duration::ZERO,
+            rewriting: None,
+            rest_until: None,
+            said_full: false,
+        }
     }
 
     /// Runs until the ring is told to stop or the engine failed.
@@ -76,9 +86,12 @@ impl Upkeep {
         let result = match self.core.next_job() {
             Some(job) => self.run_job(job).map(|()| true),
             None => match self.core.ring.need(&self.core.options) {
-                Need::Nothing => self.shrink(),
+                Need::Nothing => self.shrink().map(|worked| worked || self.rewrite()),
                 Need::File => self.add_file().map(|()| true),
-                Need::Retire(file) => self.retire(&file, pump),
+                Need::Retire(file) => self.retire(&file, pump).inspect(|_| {
+                    // A ring that never rests must not keep it for ever.
+                    let _ = !self.core.ring.is_hurried() && self.rewrite();
+                }),
             },
         };
         match result {

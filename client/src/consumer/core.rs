@@ -293,11 +293,7 @@ impl Core {
     fn pass(self: &Arc<Self>, subscription: &mut Subscription, feed: FeedId, passed: v1::subscribe_response::Passed) {
         let (partition, tenure) = (subscription.partition(), subscription.tenure());
         let (next, end) = (Offset::new(passed.next_offset), Offset::new(passed.high_watermark));
-        let place = match self.selection.filter {
-            Some(_) => subscription.passed(next, end),
-            None => Err(Fault::Unasked { next, end }),
-        };
-        match place {
+        match subscription.passed(next, end) {
             Ok(place) => {
                 let item = |from| Item::Batch(Parcel { partition, tenure, batch: None, from });
                 self.inbox.put(place.map(item));

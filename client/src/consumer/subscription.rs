@@ -116,8 +116,8 @@ pub(crate) enum Fault {
     OverCredit { bytes: u64, credit: i64 },
     #[error("records came before the subscription was opened")]
     NotOpen,
-    #[error("records up to {next} were passed over, which are stored up to {end}, for a filter that was not asked for")]
-    Unasked { next: Offset, end: Offset },
+    #[error("records up to {next} were passed over, which are stored up to {end}")]
+    BeyondEnd { next: Offset, end: Offset },
 }
 
 #[derive(Debug)]
@@ -310,11 +310,11 @@ impl Subscription {
         Ok(accepted)
     }
 
-    /// The broker says that its filter wants nothing below `next`. Returns the place, if that is news.
+    /// The broker says that there is nothing below `next` that is wanted and left. Returns the place, if that is news.
     pub(crate) fn passed(&mut self, next: Offset, high_watermark: Offset) -> Result<Option<Offset>, Fault> {
         let (Phase::Open { .. }, StartAt::Offset(at)) = (self.phase, self.next) else { return Err(Fault::NotOpen) };
         if next > high_watermark {
-            return Err(Fault::Unasked { next, end: high_watermark });
+            return Err(Fault::BeyondEnd { next, end: high_watermark });
         }
         self.granted = self.granted.saturating_sub_unsigned(limits::PASSED_CREDIT_BYTES as u64);
         self.heard(high_watermark);

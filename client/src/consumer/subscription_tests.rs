@@ -62,7 +62,7 @@ fn what_the_filter_passed_over_moves_the_place_and_costs_credit() {
     assert_eq!(subscription.passed(Offset::new(20), end), Ok(None), "no news");
     assert_eq!(put(&mut subscription, vec![batch(25, 10)]), Ok(vec![30]), "what lies below is cut off");
     let beyond = Offset::new(101);
-    assert_eq!(subscription.passed(beyond, end), Err(Fault::Unasked { next: beyond, end }));
+    assert_eq!(subscription.passed(beyond, end), Err(Fault::BeyondEnd { next: beyond, end }));
     // Every word costs: an application that does not read is not flooded.
     let words = WINDOW / limits::PASSED_CREDIT_BYTES as u64;
     let mut subscription = open_at(10, now);

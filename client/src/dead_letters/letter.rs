@@ -126,6 +126,7 @@ impl Letter {
     pub(super) fn replay(&self) -> Record {
         let mut record = Record::new(self.value().clone());
         record.key = self.key().cloned();
+        record.tombstone = self.is_null();
         record.headers = self.own_headers().map(|(name, value)| (name.to_owned(), value.clone())).collect();
         record.header(REPLAYED, self.place())
     }

@@ -12,7 +12,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 
 use super::{error::GroupError, holding::Holding, member::Member, reading::Kept, window::Burial};
 use crate::{
-    admin::{Admin, Durability, TopicOptions},
+    admin::{Admin, Cleanup, Durability, TopicOptions},
     cluster::{Call, Cluster, Repeat},
     consumer::ConsumedRecord,
     error::{ClientError, SendError},
@@ -103,6 +103,7 @@ impl Graves {
         let record: &ConsumedRecord = &burial.record.record;
         let mut letter = Record::new(record.value().clone());
         letter.key = record.key().cloned();
+        letter.tombstone = record.is_null();
         // Its times would make a group that reads the dead letters wait for them, or leave them out.
         let name_there = |name: &str| match name {
             DELIVER_AT => "busbar-dlq-deliver-at".to_owned(),
@@ -148,6 +149,7 @@ async fn create(cluster: &Arc<Cluster>, origin: &str, name: &str) -> Result<(), 
         durability: Durability::of(config),
         retention_bytes: None,
         retention_ms: None,
+        cleanup: Cleanup::Delete,
         max_batch_bytes: Some((batch_bytes + STORY_BYTES as u32).min(limits::BATCH_BYTES_MAX)),
     };
     match Admin::new(cluster.clone()).create_topic(name, options).await {

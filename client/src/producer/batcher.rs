@@ -13,7 +13,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use busbar_proto::{
     batch::{BatchBuilder, BatchOptions, Compression, HEADER_BYTES},
+    compaction::KeyDigestBuilder,
     filter::{DigestBuilder, DigestNames},
+    limits,
 };
 use tokio::time::Instant;
 
@@ -35,6 +37,8 @@ pub(crate) struct BatcherOptions {
     pub(crate) delivery_timeout: Duration,
     /// Headers whose values are told beside the batch.
     pub(crate) digest: DigestNames,
+    /// The topic is compacted: keys are told, too, and batches have few records.
+    pub(crate) compacted: bool,
 }
 
 /// A batch that is being filled or waits.
@@ -42,6 +46,8 @@ pub(crate) struct BatcherOptions {
 pub(crate) struct Gathered {
     pub(crate) builder: BatchBuilder,
     pub(crate) digest: DigestBuilder,
+    /// Of a compacted topic.
+    pub(crate) keys: Option<KeyDigestBuilder>,
     pub(crate) ticket: Arc<Ticket>,
     /// Buffer space its records hold.
     pub(crate) held_bytes: usize,
@@ -99,7 +105,7 @@ impl Batcher {
 
     fn fits(&self, open: &Gathered, record: &Record, send_before: Option<Instant>) -> bool {
         let room = self.options.batch_bytes.saturating_sub(record.bytes_max());
-        open.builder.estimated_bytes() <= room && open.is_as_urgent(send_before)
+        open.builder.estimated_bytes() <= room && !open.is_full() && open.is_as_urgent(send_before)
     }
 
     /// Buffer space that the records here hold.
@@ -143,7 +149,7 @@ impl Batcher {
     /// Whether [`Self::take`] has something to send while `in_flight` batches are under way.
     pub(crate) fn is_ready(&self, in_flight: usize, now: Instant) -> bool {
         let Some(open) = &self.open else { return !self.full.is_empty() };
-        let company = open.builder.estimated_bytes() >= self.options.batch_bytes;
+        let company = open.builder.estimated_bytes() >= self.options.batch_bytes || open.is_full();
         let idle = in_flight < self.options.eager_batches && now >= open.begun + self.options.linger;
         !self.full.is_empty() || company || self.expedite || idle
     }
@@ -194,16 +200,22 @@ impl Batcher {
 
 impl Gathered {
     fn new(options: &BatcherOptions, now: Instant) -> Self {
-        let &BatcherOptions { compression, batch_bytes_max, delivery_timeout, ref digest, .. } = options;
+        let &BatcherOptions { compression, batch_bytes_max, delivery_timeout, ref digest, compacted, .. } = options;
         Self {
             builder: BatchBuilder::new(BatchOptions { compression, max_bytes: batch_bytes_max }),
             digest: DigestBuilder::new(digest.clone()),
+            keys: compacted.then(KeyDigestBuilder::new),
             ticket: Arc::default(),
             held_bytes: 0,
             begun: now,
             deadline: now + delivery_timeout,
             send_before: None,
         }
+    }
+
+    /// Whether it has as many records as it may.
+    fn is_full(&self) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.len() >= limits::COMPACTED_BATCH_RECORDS_MAX as usize)
     }
 
     fn is_expired(&self, now: Instant) -> bool {
@@ -221,9 +233,13 @@ impl Gathered {
 
     fn push(&mut self, record: &Record, timestamp_ms: i64, held_bytes: usize) -> Option<Placed> {
         let index = self.builder.record_count();
-        let Record { key, value, headers, .. } = record;
-        self.builder.push(timestamp_ms, key.as_deref(), Some(value), headers).ok()?;
+        let Record { key, value, headers, tombstone, .. } = record;
+        let value = (!tombstone).then_some(&value[..]);
+        self.builder.push(timestamp_ms, key.as_deref(), value, headers).ok()?;
         self.digest.push(headers);
+        if let (Some(keys), Some(key)) = (&mut self.keys, key) {
+            keys.push(key, *tombstone);
+        }
         self.held_bytes += held_bytes;
         Some(Placed { ticket: self.ticket.clone(), index })
     }
@@ -246,6 +262,7 @@ mod tests {
             eager_batches: 1,
             delivery_timeout: Duration::from_secs(30),
             digest: DigestNames::default(),
+            compacted: false,
         })
     }
 
@@ -305,6 +322,29 @@ mod tests {
         assert!(batcher.is_ready(4, now));
         assert_eq!(batcher.take().map(|batch| batch.builder.record_count()), Some(2));
         assert!(!batcher.is_ready(4, now), "the other two are not full yet");
+    }
+
+    #[test]
+    fn batches_of_a_compacted_topic_have_few_records_and_tell_their_keys() {
+        let now = Instant::now();
+        let mut batcher = batcher(LINGER);
+        batcher.options.compacted = true;
+        let most = limits::COMPACTED_BATCH_RECORDS_MAX as usize;
+        for nr in 0..most + 1 {
+            let record = match nr {
+                0 => Record::tombstone("gone"),
+                _ => Record::new("v").key(nr.to_string()),
+            };
+            batcher.push(&record, Times { timestamp_ms: 0, send_before: None }, 1, || now).expect("room");
+            assert_eq!(batcher.is_ready(4, now), nr >= most - 1, "the {nr}-th");
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| batcher.take()).collect();
+        let counts: Vec<_> = sizes.iter().map(|batch| batch.builder.record_count() as usize).collect();
+        assert_eq!(counts, [most, 1]);
+        let told = sizes[0].keys.as_ref().map(KeyDigestBuilder::build).expect("keys");
+        let digest = busbar_proto::compaction::KeyDigest::decode(&told).expect("sound");
+        let tombstones: Vec<bool> = digest.iter().map(|record| record.tombstone).collect();
+        assert_eq!((tombstones.len(), tombstones.iter().position(|is| *is)), (most, Some(0)));
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl ProducerBuilder {
         let Self { guards, digest, .. } = self;
         let digest = DigestNames::new(digest.iter().map(String::as_str))?;
         let topic = TopicWatch::open(&cluster, &topic).await?;
-        let batch_bytes_max = topic.view().batch_bytes_max;
+        let (batch_bytes_max, compacted) = (topic.view().batch_bytes_max, topic.view().compacted);
         let batching = BatcherOptions {
             batch_bytes: batch_bytes.min(batch_bytes_max),
             batch_bytes_max,
@@ -195,6 +195,7 @@ impl ProducerBuilder {
             eager_batches,
             delivery_timeout,
             digest,
+            compacted,
         };
         let named = name.map(|name| Named::new(name, cluster.env.random()));
         let identity = match &named {
@@ -203,8 +204,16 @@ impl ProducerBuilder {
         };
         let parked_bytes = parked_bytes.unwrap_or(buffer_bytes / 2);
         let in_flight_max = in_flight;
-        let options =
-            CoreOptions { in_flight_max, buffer_bytes, parked_bytes, answer_timeout, batch_bytes, guards, named };
+        let options = CoreOptions {
+            in_flight_max,
+            buffer_bytes,
+            parked_bytes,
+            answer_timeout,
+            batch_bytes,
+            guards,
+            compacted,
+            named,
+        };
         let name = topic.name.clone();
         let (circuit_breaker, now) = (guards.circuit_breaker, cluster.env.now());
         let shard_options = ShardOptions { batching, in_flight_max, circuit_breaker, named: identity.is_some(), now };

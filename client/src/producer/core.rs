@@ -57,6 +57,8 @@ pub(crate) struct CoreOptions {
     pub(crate) answer_timeout: Duration,
     pub(crate) batch_bytes: usize,
     pub(crate) guards: Guards,
+    /// Each record needs a key.
+    pub(crate) compacted: bool,
     pub(crate) named: Option<Named>,
 }
 
@@ -227,7 +229,7 @@ impl Core {
             topic_id: bytes::Bytes::copy_from_slice(self.topic.view().id.as_bytes()),
             partition: correlation.partition.get(),
             batch: batch.bytes.clone(),
-            envelope: Some(v1::Envelope { digest: batch.digest.clone() }),
+            envelope: Some(v1::Envelope { digest: batch.digest.clone(), keys: batch.keys.clone() }),
             deadline_unix_ms: if skewed { 0 } else { self.cluster.env.unix_ms_at(deadline) },
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct SealedBatch {
     pub(crate) bytes: Bytes,
     /// What is told of its records' headers.
     pub(crate) digest: Bytes,
+    /// What is told of their keys; empty unless the topic is compacted.
+    pub(crate) keys: Bytes,
     pub(crate) ticket: Arc<Ticket>,
     /// Buffer space its records hold.
     pub(crate) held_bytes: usize,
@@ -25,9 +27,10 @@ pub(crate) struct SealedBatch {
 
 impl SealedBatch {
     pub(crate) fn seal(gathered: Gathered, producer: ProducerState) -> Self {
-        let Gathered { builder, digest, ticket, held_bytes, begun, .. } = gathered;
+        let Gathered { builder, digest, keys, ticket, held_bytes, begun, .. } = gathered;
         let (records, diary) = (builder.record_count(), Diary::new(begun));
-        Self { bytes: builder.build(producer), digest: digest.build(), ticket, held_bytes, records, diary }
+        let keys = keys.map_or_else(Bytes::new, |keys| keys.build());
+        Self { bytes: builder.build(producer), digest: digest.build(), keys, ticket, held_bytes, records, diary }
     }
 }
 

@@ -114,6 +114,9 @@ impl Core {
 
     /// The partition that the record must go to, if it may not go to any.
     fn wanted(&self, record: &Record) -> Result<Option<PartitionId>, SendError> {
+        if record.key.is_none() && self.is_compacted() {
+            return Err(SendError::KeyRequired { topic: self.topic.name.to_string() });
+        }
         let partitions = self.partitions();
         match (record.partition, &record.key) {
             (Some(partition), _) if partition >= partitions => {
@@ -209,6 +212,10 @@ impl Core {
             self.load(partition).cost(self.options.batch_bytes, now_ms)
         };
         self.sticky.move_on(self.partitions(), self.cluster.env.random(), cost)
+    }
+
+    fn is_compacted(&self) -> bool {
+        self.options.compacted
     }
 
     pub(super) fn is_gone(&self) -> bool {

@@ -21,6 +21,30 @@ pub enum Durability {
     Replicated,
 }
 
+/// What becomes of old records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cleanup {
+    /// Retention removes them.
+    #[default]
+    Delete,
+    /// The newest record of each key stays, whatever its age; older ones go.
+    Compact,
+    /// Superseded ones go, and so does everything that is beyond retention.
+    Both,
+}
+
+impl Cleanup {
+    /// Whether superseded records go.
+    pub fn compacts(self) -> bool {
+        matches!(self, Self::Compact | Self::Both)
+    }
+
+    fn is_delete(&self) -> bool {
+        *self == Self::Delete
+    }
+}
+
 /// A topic's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +59,9 @@ pub struct TopicConfig {
     pub retention_ms: Option<u64>,
     /// The largest batch, header included.
     pub max_batch_bytes: u32,
+    /// What becomes of old records.
+    #[serde(default, skip_serializing_if = "Cleanup::is_delete")]
+    pub cleanup: Cleanup,
 }
 
 impl Default for TopicConfig {
@@ -45,6 +72,7 @@ impl Default for TopicConfig {
             retention_bytes: None,
             retention_ms: None,
             max_batch_bytes: limits::BATCH_BYTES_DEFAULT,
+            cleanup: Cleanup::Delete,
         }
     }
 }
@@ -64,6 +92,15 @@ impl TopicConfig {
                 return Err(Refusal::new(Reason::InvalidArgument, message));
             }
         };
+        let cleanup = match v1::Cleanup::try_from(wire.cleanup) {
+            Ok(v1::Cleanup::Unspecified | v1::Cleanup::Delete) => Cleanup::Delete,
+            Ok(v1::Cleanup::Compact) => Cleanup::Compact,
+            Ok(v1::Cleanup::Both) => Cleanup::Both,
+            Err(_) => {
+                let message = format!("cleanup {} is not known here: use delete, compact or both", wire.cleanup);
+                return Err(Refusal::new(Reason::InvalidArgument, message));
+            }
+        };
         let config = Self {
             replicas: wire.replicas,
             durability,
@@ -73,6 +110,7 @@ impl TopicConfig {
                 0 => limits::BATCH_BYTES_DEFAULT,
                 bytes => bytes,
             },
+            cleanup,
         };
         config.validate()?;
         Ok(config)
@@ -84,12 +122,18 @@ impl TopicConfig {
             Durability::Fsync => v1::Durability::Fsync,
             Durability::Replicated => v1::Durability::Replicated,
         };
+        let cleanup = match self.cleanup {
+            Cleanup::Delete => v1::Cleanup::Delete,
+            Cleanup::Compact => v1::Cleanup::Compact,
+            Cleanup::Both => v1::Cleanup::Both,
+        };
         v1::TopicConfig {
             replicas: self.replicas,
             durability: durability.into(),
             retention_bytes: self.retention_bytes.unwrap_or(0),
             retention_ms: self.retention_ms.unwrap_or(0),
             max_batch_bytes: self.max_batch_bytes,
+            cleanup: cleanup.into(),
         }
     }
 
@@ -109,6 +153,13 @@ impl TopicConfig {
         }
         if self.retention_bytes == Some(0) || self.retention_ms == Some(0) {
             return invalid("a retention of 0 keeps nothing: leave it out to keep everything".to_owned());
+        }
+        let is_limited = self.retention_bytes.is_some() || self.retention_ms.is_some();
+        if self.cleanup == Cleanup::Compact && is_limited {
+            return invalid(
+                "cleanup compact keeps the newest record of each key for ever: leave retention out, or use both"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -134,6 +185,7 @@ mod tests {
             retention_bytes: Some(1),
             retention_ms: Some(2),
             max_batch_bytes: 4_096,
+            cleanup: Cleanup::Both,
         };
         for config in [all, absent] {
             assert_eq!(TopicConfig::from_wire(Some(&config.to_wire())).unwrap(), config);
@@ -147,6 +199,11 @@ mod tests {
             (v1::TopicConfig { replicas: 8, ..sound }, "replicas is 8: a partition has 1 to 7"),
             (v1::TopicConfig { durability: 9, ..sound }, "durability 9 is not known here: use fsync or replicated"),
             (v1::TopicConfig { max_batch_bytes: 1_023, ..sound }, "max_batch_bytes is 1023: it may be 1024 to 8388608"),
+            (v1::TopicConfig { cleanup: 9, ..sound }, "cleanup 9 is not known here: use delete, compact or both"),
+            (
+                v1::TopicConfig { cleanup: v1::Cleanup::Compact.into(), retention_ms: 5, ..sound },
+                "cleanup compact keeps the newest record of each key for ever: leave retention out, or use both",
+            ),
             (
                 v1::TopicConfig { max_batch_bytes: (8 << 20) + 1, ..sound },
                 "max_batch_bytes is 8388609: it may be 1024 to 8388608",

@@ -32,7 +32,7 @@ use topics::NewTopic;
 
 pub use claims::NamedProducer;
 pub use command::{Command, Outcome};
-pub use config::{Durability, MAX_BATCH_BYTES_MIN, TopicConfig};
+pub use config::{Cleanup, Durability, MAX_BATCH_BYTES_MIN, TopicConfig};
 
 /// Partitions of all topics together.
 pub const PARTITIONS_MAX: usize = 100_000;

@@ -4,12 +4,13 @@
 //! version u8 | has_applied u8 [term, index] | log_start | next_offset - log_start
 //! void count, count x index (each as the distance from the one before)
 //! producers_max, idle_ms_max | log_time_ms | producer count, count x producer
-//! version 2: fence count, count x fence | crc32 of all before, u32 big-endian
+//! version 2, 3: fence count, count x fence | version 3: settled, as an entry's head has it
+//! crc32 of all before, u32 big-endian
 //! producer = id (distance), epoch, epoch_records, log_time_ms - last_ms, recent count u8, first base_sequence,
 //!            count x (record_count, base_offset as the distance from the end of the one before)
 //! fence    = id (distance), epoch, since_ms - log_time_ms (signed)
 //! ```
-//! Without fences it is version 1, which is all that there was before fences were.
+//! The lowest version that holds all there is: 1 without fences, 2 with some, 3 once tombstones are settled.
 //!
 //! `(index, next_offset)` relates the log to the offsets: the entry after `index` begins at `next_offset`.
 //!
@@ -25,12 +26,14 @@ use super::{
     fences::Fence,
     machine::PartitionMachine,
     producers::{Producer, ProducerLimits, ProducerTable, RECENT_BATCHES, StoredBatch},
+    settled::Settled,
 };
 use crate::codec::{DecodeError, Reader, put_signed, put_unsigned};
 
 const WHAT: &str = "a partition checkpoint";
 const VERSION: u8 = 1;
 const VERSION_WITH_FENCES: u8 = 2;
+const VERSION_WITH_SETTLED: u8 = 3;
 const CRC_BYTES: usize = 4;
 /// Five fields, the count and one batch of three fields.
 const PRODUCER_BYTES_MIN: usize = 8;
@@ -41,8 +44,12 @@ impl PartitionMachine {
     /// Its whole state.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + 32 * self.producers.iter().len());
-        let has_fences = self.producers.fences().len() > 0;
-        out.put_u8(if has_fences { VERSION_WITH_FENCES } else { VERSION });
+        let version = match self.producers.fences().len() {
+            _ if self.settled != Settled::default() => VERSION_WITH_SETTLED,
+            0 => VERSION,
+            _ => VERSION_WITH_FENCES,
+        };
+        out.put_u8(version);
         match self.applied {
             Some(LogPosition { term, index }) => {
                 out.put_u8(1);
@@ -60,8 +67,11 @@ impl PartitionMachine {
             before = index.get();
         }
         put_producers(&mut out, &self.producers);
-        if has_fences {
+        if version >= VERSION_WITH_FENCES {
             put_fences(&mut out, &self.producers);
+        }
+        if version >= VERSION_WITH_SETTLED {
+            self.settled.put(&mut out);
         }
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
@@ -80,14 +90,11 @@ impl PartitionMachine {
             return Err(DecodeError::Checksum { what: WHAT, found, computed });
         }
         let mut reader = Reader::new(WHAT, body);
-        let has_fences = match reader.byte("version")? {
-            VERSION => false,
-            VERSION_WITH_FENCES => true,
-            found => {
-                let known = VERSION_WITH_FENCES.into();
-                return Err(DecodeError::UnknownVersion { what: WHAT, found: found.into(), known });
-            }
-        };
+        let version = reader.byte("version")?;
+        if !(VERSION..=VERSION_WITH_SETTLED).contains(&version) {
+            let (found, known) = (version.into(), VERSION_WITH_SETTLED.into());
+            return Err(DecodeError::UnknownVersion { what: WHAT, found, known });
+        }
         let applied = read_applied(&mut reader)?;
         let log_start = reader.unsigned("log start")?;
         let records = reader.unsigned("next offset")?;
@@ -95,11 +102,16 @@ impl PartitionMachine {
         let next_offset = Offset::new(next_offset.ok_or_else(|| reader.invalid("next offset", records))?);
         let voids = read_voids(&mut reader, applied)?;
         let mut producers = read_producers(&mut reader, next_offset)?;
-        if has_fences {
-            read_fences(&mut reader, &mut producers)?;
+        if version >= VERSION_WITH_FENCES {
+            let least = usize::from(version == VERSION_WITH_FENCES);
+            read_fences(&mut reader, &mut producers, least)?;
         }
+        let settled = match version {
+            VERSION_WITH_SETTLED => read_settled(&mut reader, next_offset)?,
+            _ => Settled::default(),
+        };
         reader.finish()?;
-        Ok(Self { applied, log_start: Offset::new(log_start), next_offset, voids, producers })
+        Ok(Self { applied, log_start: Offset::new(log_start), next_offset, voids, producers, settled })
     }
 }
 
@@ -164,9 +176,17 @@ fn put_fences(out: &mut BytesMut, table: &ProducerTable) {
     }
 }
 
-fn read_fences(reader: &mut Reader<'_>, table: &mut ProducerTable) -> Result<(), DecodeError> {
+fn read_settled(reader: &mut Reader<'_>, next_offset: Offset) -> Result<Settled, DecodeError> {
+    let settled = Settled::read(reader)?;
+    if settled == Settled::default() || settled.offset > next_offset {
+        return Err(reader.invalid("settled offset", settled.offset));
+    }
+    Ok(settled)
+}
+
+fn read_fences(reader: &mut Reader<'_>, table: &mut ProducerTable, least: usize) -> Result<(), DecodeError> {
     let count = reader.count("fence count", FENCE_BYTES_MIN)?;
-    if !(1..=limits::FENCES_PER_PARTITION_MAX).contains(&count) {
+    if !(least..=limits::FENCES_PER_PARTITION_MAX).contains(&count) {
         return Err(reader.invalid("fence count", count));
     }
     let mut before = 0_i64;

@@ -1,12 +1,16 @@
 //! The head of a partition's raft entry: what `apply` needs to know of the batches in its body.
 //!
 //! ```text
-//! version u8 | kind u8 | 1, 4: epoch, stamped_ms, count, count x batch | 2: log_start | 3: producer, epoch, stamped_ms
+//! version u8 | kind u8 | 1, 4, 5: epoch, stamped_ms, count, count x batch | 2: log_start | 3: producer, epoch, stamped_ms
+//!                      | 6: offset, stamped_ms, count, count x blocked offset (each as the distance from the one before)
 //! batch = base_offset - expected, record_count, producer_id, producer_epoch, base_sequence,
-//!         max_timestamp_ms - stamped_ms, bytes, (4 only) digest_bytes
+//!         max_timestamp_ms - stamped_ms, bytes, (4, 5 only) digest_bytes, (5 only) key_bytes
 //! ```
-//! The body of kind 4 is the batches and, after all of them, their digests in the same order: what a reader wants of
-//! several batches stays one run of bytes. Kind 1 is one without digests.
+//! The body is the batches; after all of them, in the same order, what was told of their headers (kinds 4 and 5); after
+//! all of that what was told of their keys (kind 5). So what a reader wants of several batches stays one run of bytes.
+//!
+//! A batch of 0 bytes is *hollow*: compaction took it out of the body, and its summary stays, so that offsets and
+//! producers come out the same wherever the entry is applied.
 //!
 //! Every number is of variable length (signed ones zigzag); `expected` is the offset after the batch before, so that
 //! a sound entry's second offset is one zero byte. A one-record batch takes about 12 bytes.
@@ -17,6 +21,7 @@
 use busbar_proto::{Offset, ProducerEpoch, ProducerId, Sequence, Term, batch::BatchHeader};
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::settled::Settled;
 use crate::codec::{DecodeError, Reader, put_signed, put_unsigned};
 
 const WHAT: &str = "a partition entry's head";
@@ -25,6 +30,8 @@ const KIND_BATCHES: u8 = 1;
 const KIND_TRIM: u8 = 2;
 const KIND_FENCE: u8 = 3;
 const KIND_BATCHES_WITH_DIGESTS: u8 = 4;
+const KIND_BATCHES_WITH_KEYS: u8 = 5;
+const KIND_SETTLED: u8 = 6;
 /// Seven fields of at least one byte.
 const BATCH_BYTES_MIN: usize = 7;
 
@@ -46,10 +53,12 @@ pub struct BatchSummary {
     pub base_sequence: Sequence,
     /// Time of its newest record, in milliseconds since the Unix epoch.
     pub max_timestamp_ms: i64,
-    /// Its length in the entry's body.
+    /// Its length in the entry's body; 0 = it was superseded and is hollow.
     pub bytes: u32,
     /// Length of what its producer told of its records' headers, behind all batches of the body; 0 = nothing.
     pub digest_bytes: u32,
+    /// Length of what its producer told of its records' keys, behind all that; 0 = nothing.
+    pub key_bytes: u32,
 }
 
 impl BatchSummary {
@@ -64,7 +73,24 @@ impl BatchSummary {
             max_timestamp_ms: header.max_timestamp_ms,
             bytes: header.total_bytes().try_into().unwrap_or(u32::MAX),
             digest_bytes: 0,
+            key_bytes: 0,
         }
+    }
+
+    /// Whether compaction took its bytes.
+    pub fn is_hollow(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The same without its bytes and what was told beside them.
+    #[must_use]
+    pub fn hollowed(self) -> Self {
+        Self { bytes: 0, digest_bytes: 0, key_bytes: 0, ..self }
+    }
+
+    /// All that the body holds of it.
+    fn body_bytes(&self) -> u64 {
+        u64::from(self.bytes) + u64::from(self.digest_bytes) + u64::from(self.key_bytes)
     }
 
     /// The offset after its last record.
@@ -103,6 +129,8 @@ pub enum EntryHead {
         /// The leader's clock, as in [`EntryHead::Batches`].
         stamped_ms: i64,
     },
+    /// Compaction: of the keys that these tombstones delete no replica holds an older record.
+    Settled(Settled),
 }
 
 impl EntryHead {
@@ -110,7 +138,7 @@ impl EntryHead {
     pub fn end_offset(&self) -> Option<Offset> {
         match self {
             Self::Batches { batches, .. } => batches.last().map(BatchSummary::next_offset),
-            Self::Trim { .. } | Self::Fence { .. } => None,
+            Self::Trim { .. } | Self::Fence { .. } | Self::Settled(_) => None,
         }
     }
 
@@ -118,17 +146,15 @@ impl EntryHead {
     pub fn max_timestamp_ms(&self) -> Option<i64> {
         match self {
             Self::Batches { batches, .. } => batches.iter().map(|batch| batch.max_timestamp_ms).max(),
-            Self::Trim { .. } | Self::Fence { .. } => None,
+            Self::Trim { .. } | Self::Fence { .. } | Self::Settled(_) => None,
         }
     }
 
     /// Length of the body that belongs to it.
     pub fn body_bytes(&self) -> u64 {
         match self {
-            Self::Batches { batches, .. } => {
-                batches.iter().map(|batch| u64::from(batch.bytes) + u64::from(batch.digest_bytes)).sum()
-            }
-            Self::Trim { .. } | Self::Fence { .. } => 0,
+            Self::Batches { batches, .. } => batches.iter().map(BatchSummary::body_bytes).sum(),
+            Self::Trim { .. } | Self::Fence { .. } | Self::Settled(_) => 0,
         }
     }
 
@@ -138,16 +164,19 @@ impl EntryHead {
         out.put_u8(VERSION);
         match self {
             Self::Batches { epoch, stamped_ms, batches } => {
-                let digests = batches.iter().any(|batch| batch.digest_bytes > 0);
-                out.put_u8(if digests { KIND_BATCHES_WITH_DIGESTS } else { KIND_BATCHES });
+                let kind = kind_of(batches);
+                out.put_u8(kind);
                 put_unsigned(&mut out, epoch.get());
                 put_signed(&mut out, *stamped_ms);
                 put_unsigned(&mut out, batches.len() as u64);
                 let mut expected = 0;
                 for batch in batches {
                     put_batch(&mut out, batch, expected, *stamped_ms);
-                    if digests {
+                    if kind != KIND_BATCHES {
                         put_unsigned(&mut out, batch.digest_bytes.into());
+                    }
+                    if kind == KIND_BATCHES_WITH_KEYS {
+                        put_unsigned(&mut out, batch.key_bytes.into());
                     }
                     expected = batch.next_offset().get();
                 }
@@ -162,6 +191,10 @@ impl EntryHead {
                 put_signed(&mut out, epoch.get().into());
                 put_signed(&mut out, *stamped_ms);
             }
+            Self::Settled(settled) => {
+                out.put_u8(KIND_SETTLED);
+                settled.put(&mut out);
+            }
         }
         out.freeze()
     }
@@ -174,18 +207,31 @@ impl EntryHead {
         let mut reader = Reader::new(WHAT, bytes);
         reader.version(VERSION)?;
         let head = match reader.byte("kind")? {
-            KIND_BATCHES => read_batches(&mut reader, false)?,
-            KIND_BATCHES_WITH_DIGESTS => read_batches(&mut reader, true)?,
+            kind @ (KIND_BATCHES | KIND_BATCHES_WITH_DIGESTS | KIND_BATCHES_WITH_KEYS) => {
+                read_batches(&mut reader, kind)?
+            }
             KIND_TRIM => Self::Trim { log_start: Offset::new(reader.unsigned("log start")?) },
             KIND_FENCE => Self::Fence {
                 producer: ProducerId::new(reader.signed("producer id")?),
                 epoch: ProducerEpoch::new(reader.narrow_signed("producer epoch")?),
                 stamped_ms: reader.signed("stamped time")?,
             },
+            KIND_SETTLED => Self::Settled(Settled::read(&mut reader)?),
             other => return Err(reader.invalid("kind", other)),
         };
         reader.finish()?;
         Ok(head)
+    }
+}
+
+/// The plainest kind that says all there is to say of them.
+fn kind_of(batches: &[BatchSummary]) -> u8 {
+    if batches.iter().any(|batch| batch.key_bytes > 0) {
+        KIND_BATCHES_WITH_KEYS
+    } else if batches.iter().any(|batch| batch.digest_bytes > 0) {
+        KIND_BATCHES_WITH_DIGESTS
+    } else {
+        KIND_BATCHES
     }
 }
 
@@ -199,7 +245,7 @@ fn put_batch(out: &mut BytesMut, batch: &BatchSummary, expected: u64, stamped_ms
     put_unsigned(out, batch.bytes.into());
 }
 
-fn read_batches(reader: &mut Reader<'_>, digests: bool) -> Result<EntryHead, DecodeError> {
+fn read_batches(reader: &mut Reader<'_>, kind: u8) -> Result<EntryHead, DecodeError> {
     let epoch = Term::new(reader.unsigned("epoch")?);
     let stamped_ms = reader.signed("stamped time")?;
     let count = reader.count("batch count", BATCH_BYTES_MIN)?;
@@ -207,15 +253,18 @@ fn read_batches(reader: &mut Reader<'_>, digests: bool) -> Result<EntryHead, Dec
     let mut expected = 0;
     for _ in 0..count {
         let mut batch = read_batch(reader, expected, stamped_ms)?;
-        if digests {
+        if kind != KIND_BATCHES {
             batch.digest_bytes = reader.narrow("digest bytes")?;
+        }
+        if kind == KIND_BATCHES_WITH_KEYS {
+            batch.key_bytes = reader.narrow("key digest bytes")?;
         }
         expected = batch.next_offset().get();
         batches.push(batch);
     }
     // One way to write each head.
-    if digests && batches.iter().all(|batch| batch.digest_bytes == 0) {
-        return Err(reader.invalid("kind", KIND_BATCHES_WITH_DIGESTS));
+    if kind_of(&batches) != kind {
+        return Err(reader.invalid("kind", kind));
     }
     Ok(EntryHead::Batches { epoch, stamped_ms, batches })
 }
@@ -238,5 +287,6 @@ fn read_batch(reader: &mut Reader<'_>, expected: u64, stamped_ms: i64) -> Result
         max_timestamp_ms: reader.signed("max timestamp")?.wrapping_add(stamped_ms),
         bytes: reader.narrow("batch bytes")?,
         digest_bytes: 0,
+        key_bytes: 0,
     })
 }

@@ -16,6 +16,7 @@ use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Ter
 use super::{
     entry::{BatchSummary, EntryHead},
     producers::{Draft, Producer, ProducerLimits, ProducerTable, SequenceFault, Verdict},
+    settled::Settled,
 };
 
 /// What applying one entry did.
@@ -46,8 +47,13 @@ pub enum Applied {
         /// The oldest epoch that may write.
         epoch: ProducerEpoch,
     },
-    /// There was nothing to do: no batch in it, a trim to where the log already begins (or has not come to), or a
-    /// fence behind another.
+    /// More tombstones are settled.
+    Settled {
+        /// What lies below was examined by every replica.
+        offset: Offset,
+    },
+    /// There was nothing to do: no batch in it, a trim to where the log already begins (or has not come to), a
+    /// fence behind another, or an older word on tombstones.
     Nothing,
 }
 
@@ -96,6 +102,7 @@ pub struct PartitionMachine {
     pub(super) next_offset: Offset,
     pub(super) voids: BTreeSet<LogIndex>,
     pub(super) producers: ProducerTable,
+    pub(super) settled: Settled,
 }
 
 impl Default for PartitionMachine {
@@ -118,6 +125,7 @@ impl PartitionMachine {
             next_offset: Offset::ZERO,
             voids: BTreeSet::new(),
             producers: ProducerTable::new(limits),
+            settled: Settled::default(),
         }
     }
 
@@ -131,6 +139,7 @@ impl PartitionMachine {
             EntryHead::Batches { epoch, stamped_ms, batches } => self.store(at, *epoch, *stamped_ms, batches),
             EntryHead::Trim { log_start } => self.trim(*log_start),
             EntryHead::Fence { producer, epoch, stamped_ms } => self.fence(*producer, *epoch, *stamped_ms),
+            EntryHead::Settled(settled) => self.settle(settled),
         }
     }
 
@@ -205,6 +214,19 @@ impl PartitionMachine {
     /// The fences of producers that have not written under their new epoch: producer and oldest epoch, by producer.
     pub fn fences(&self) -> impl ExactSizeIterator<Item = (ProducerId, ProducerEpoch)> {
         self.producers.fences().map(|(id, fence)| (id, fence.epoch))
+    }
+
+    /// Which tombstones every replica is done with.
+    pub fn settled(&self) -> &Settled {
+        &self.settled
+    }
+
+    fn settle(&mut self, settled: &Settled) -> Applied {
+        if settled.offset < self.settled.offset || settled.offset > self.next_offset {
+            return Applied::Nothing;
+        }
+        self.settled = settled.clone();
+        Applied::Settled { offset: settled.offset }
     }
 
     fn fence(&mut self, producer: ProducerId, epoch: ProducerEpoch, stamped_ms: i64) -> Applied {

@@ -15,13 +15,16 @@
 //! whose speculation did not come true, has stamped moves nothing.
 
 mod checkpoint;
+pub mod compaction;
 mod entry;
 mod fences;
 mod machine;
 pub mod producers;
 mod sequencer;
+mod settled;
 
 pub use entry::{BatchSummary, EntryHead};
 pub use machine::{Applied, PartitionMachine, VoidReason};
 pub use producers::{Producer, ProducerLimits, SequenceFault, StoredBatch};
-pub use sequencer::{Admission, Sequencer};
+pub use sequencer::{Admission, Beside, Sequencer};
+pub use settled::Settled;

@@ -42,6 +42,15 @@ pub enum Admission {
     Reject(Refusal),
 }
 
+/// Lengths of what a producer told beside a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Of its records' headers.
+    pub digest_bytes: u32,
+    /// Of their keys.
+    pub key_bytes: u32,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Sequencer {
@@ -70,18 +79,19 @@ impl Sequencer {
 
     /// Decides on a batch whose bytes were verified. On [`Admission::Accept`] it is part of the open entry.
     pub fn admit(&mut self, header: &BatchHeader) -> Admission {
-        self.admit_unless(header, 0, None)
+        self.admit_unless(header, Beside::default(), None)
     }
 
-    /// The same, with a digest of that length, for a caller that knows of a newer epoch of the batch's producer, claimed
+    /// The same, with what was told beside the batch, for a caller that knows of a newer epoch of the batch's producer, claimed
     /// for an incarnation that may not have written here: a batch that is stored is still told so, any other is refused.
     pub fn admit_unless(
         &mut self,
         header: &BatchHeader,
-        digest_bytes: u32,
+        beside: Beside,
         replaced_by: Option<ProducerEpoch>,
     ) -> Admission {
-        let batch = BatchSummary { digest_bytes, ..BatchSummary::of(header, self.next_offset) };
+        let Beside { digest_bytes, key_bytes } = beside;
+        let batch = BatchSummary { digest_bytes, key_bytes, ..BatchSummary::of(header, self.next_offset) };
         if batch.record_count == 0 {
             return Admission::Reject(Refusal::new(Reason::CorruptBatch, "the batch has no record: send at least one"));
         }

@@ -4,6 +4,9 @@
 mod catalog_model;
 mod catalog_rules;
 mod catalog_trace;
+mod compaction_model;
+mod compaction_rules;
+mod compaction_space;
 mod golden;
 mod group_model;
 mod group_rules;

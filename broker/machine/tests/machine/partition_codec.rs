@@ -2,7 +2,7 @@
 
 use busbar_machine::{
     codec::DecodeError,
-    partition::{BatchSummary, EntryHead, PartitionMachine},
+    partition::{BatchSummary, EntryHead, PartitionMachine, Settled},
 };
 use busbar_proto::{LogPosition, Offset, ProducerEpoch, ProducerId, Sequence, Term};
 use proptest::{collection::vec, prelude::*};
@@ -22,6 +22,18 @@ fn fence(producer: i64, epoch: i16, stamped_ms: i64) -> EntryHead {
     EntryHead::Fence { producer: ProducerId::new(producer), epoch: ProducerEpoch::new(epoch), stamped_ms }
 }
 
+fn settled(offset: u64, stamped_ms: i64, blocked: &[u64]) -> EntryHead {
+    let blocked = blocked.iter().copied().map(Offset::new).collect();
+    EntryHead::Settled(Settled { offset: Offset::new(offset), stamped_ms, blocked })
+}
+
+/// Of batches with keys, the first of which is hollow.
+fn keyed() -> EntryHead {
+    let EntryHead::Batches { epoch, stamped_ms, batches } = head() else { panic!("a head of batches") };
+    let batches = vec![batches[0].hollowed(), BatchSummary { digest_bytes: 3, key_bytes: 20, ..batches[1] }];
+    EntryHead::Batches { epoch, stamped_ms, batches }
+}
+
 /// These bytes are on disks: a change here needs a new version, and a reader of the old one.
 #[test]
 fn heads_have_these_bytes() {
@@ -33,6 +45,12 @@ fn heads_have_these_bytes() {
         ),
         (EntryHead::Trim { log_start: Offset::new(300) }, concat!("01", "02", "ac02")),
         (fence(300, 2, 1_000), concat!("01", "03", "d804", "04", "d00f")),
+        (
+            keyed(),
+            // As above, but the first has no bytes, and behind each: digest bytes, key digest bytes.
+            concat!("01", "05", "05", "d00f", "02", "d00f03d804040e0600", "0000", "00010101010247", "0314"),
+        ),
+        (settled(300, 1_000, &[7, 290]), concat!("01", "06", "ac02", "d00f", "02", "079b02")),
         (
             EntryHead::Batches { epoch: Term::new(0), stamped_ms: -1, batches: vec![] },
             concat!("01", "01", "00", "01", "00"),
@@ -102,6 +120,28 @@ fn a_checkpoint_with_fences_has_these_bytes() {
 }
 
 #[test]
+fn a_checkpoint_with_settled_tombstones_has_these_bytes() {
+    let mut machine = PartitionMachine::new();
+    let sound = EntryHead::Batches { epoch: Term::new(5), stamped_ms: 1_000, batches: vec![Sent::anonymous(9).at(0)] };
+    let _ = machine.apply(LogPosition::new(5, 1), &sound);
+    let _ = machine.apply(LogPosition::new(5, 2), &settled(8, 1_000, &[3]));
+    let bytes = machine.encode();
+    let want = concat!(
+        "03",
+        "010502", // version, applied 2@t5
+        "000900", // log start 0, nine records, no voids
+        "a08d06",
+        "8088b2a002",
+        "d00f",
+        "00",         // limits, log time, no producers
+        "00",         // no fences
+        "08d00f0103"  // settled below 8 at that time, but for 3
+    );
+    assert_eq!(hex(&bytes[..bytes.len() - 4]), want);
+    assert_eq!(PartitionMachine::decode(&bytes), Ok(machine));
+}
+
+#[test]
 fn digests_are_counted_behind_the_batches() {
     let EntryHead::Batches { epoch, stamped_ms, mut batches } = head() else { panic!("a head of batches") };
     let plain = EntryHead::Batches { epoch, stamped_ms, batches: batches.clone() };
@@ -139,7 +179,7 @@ fn faults_are_named() {
             with(|b| b[0] = 2),
             "a partition entry's head has format version 2, this build reads version 1: upgrade this node",
         ),
-        (with(|b| b[1] = 5), "a partition entry's head has a kind that can't be: 5"),
+        (with(|b| b[1] = 7), "a partition entry's head has a kind that can't be: 7"),
         (with(|b| b[8] = 0), "a partition entry's head has a record count that can't be: 0"),
     ] {
         assert_eq!(got, want);
@@ -152,17 +192,21 @@ fn faults_are_named() {
 
 fn any_batch() -> impl Strategy<Value = BatchSummary> {
     let whose = (any::<i64>(), any::<i16>(), any::<i32>());
-    let bytes = (any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()]);
+    let bytes =
+        (any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()], prop_oneof![3 => Just(0), 1 => any::<u32>()]);
     (0..=i64::MAX as u64 - (1 << 33), 1..=u32::MAX, whose, any::<i64>(), bytes).prop_map(
-        |(base_offset, record_count, (id, epoch, sequence), max_timestamp_ms, (bytes, digest_bytes))| BatchSummary {
-            base_offset: Offset::new(base_offset),
-            record_count,
-            producer_id: ProducerId::new(id),
-            producer_epoch: ProducerEpoch::new(epoch),
-            base_sequence: Sequence::new(sequence),
-            max_timestamp_ms,
-            bytes,
-            digest_bytes,
+        |(base_offset, record_count, (id, epoch, sequence), max_timestamp_ms, (bytes, digest_bytes, key_bytes))| {
+            BatchSummary {
+                base_offset: Offset::new(base_offset),
+                record_count,
+                producer_id: ProducerId::new(id),
+                producer_epoch: ProducerEpoch::new(epoch),
+                base_sequence: Sequence::new(sequence),
+                max_timestamp_ms,
+                bytes,
+                digest_bytes,
+                key_bytes,
+            }
         },
     )
 }
@@ -175,6 +219,12 @@ fn any_head() -> impl Strategy<Value = EntryHead> {
         any::<u64>().prop_map(|log_start| EntryHead::Trim { log_start: Offset::new(log_start) }),
         (any::<i64>(), any::<i16>(), any::<i64>())
             .prop_map(|(producer, epoch, stamped_ms)| fence(producer, epoch, stamped_ms)),
+        (any::<i64>(), prop::collection::btree_set(any::<u32>().prop_map(u64::from), 0..5), any::<u32>()).prop_map(
+            |(stamped_ms, blocked, beyond)| {
+                let blocked: Vec<u64> = blocked.into_iter().collect();
+                settled(blocked.last().map_or(0, |last| last + 1) + u64::from(beyond), stamped_ms, &blocked)
+            }
+        ),
     ]
 }
 
@@ -202,7 +252,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_checkpoint_or_an_error(mut bytes in vec(prop_oneof![0..4_u8, any::<u8>()], 0..80), known: bool) {
         if known && let Some(version) = bytes.first_mut() {
-            *version = 1 + *version % 2;
+            *version = 1 + *version % 3;
         }
         bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
         if let Ok(machine) = PartitionMachine::decode(&bytes) {

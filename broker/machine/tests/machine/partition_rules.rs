@@ -1,7 +1,7 @@
 //! The producer rules as a table, and what each half of the partition does beyond them.
 
 use busbar_machine::partition::{
-    Admission, Applied, EntryHead, PartitionMachine, ProducerLimits, Sequencer, VoidReason,
+    Admission, Applied, Beside, EntryHead, PartitionMachine, ProducerLimits, Sequencer, VoidReason,
 };
 use busbar_proto::{LogIndex, LogPosition, Offset, ProducerEpoch, ProducerId, Reason, Term};
 
@@ -150,10 +150,12 @@ fn a_claim_that_the_partition_has_not_seen_refuses_all_but_what_is_stored() {
     store(&mut machine, &mut sequencer, &mut log, &[Sent::new(7, 3, 0, 2)]);
     let newer = Some(ProducerEpoch::new(4));
     let duplicate = Admission::DuplicateStored { base_offset: Offset::ZERO };
-    assert_eq!(sequencer.admit_unless(&Sent::new(7, 3, 0, 2).header(), 0, newer), duplicate);
+    assert_eq!(sequencer.admit_unless(&Sent::new(7, 3, 0, 2).header(), Beside::default(), newer), duplicate);
     for sequence in [2, 9] {
         let sent = Sent::new(7, 3, sequence, 1);
-        let Admission::Reject(refusal) = sequencer.admit_unless(&sent.header(), 0, newer) else { panic!("{sent:?}") };
+        let Admission::Reject(refusal) = sequencer.admit_unless(&sent.header(), Beside::default(), newer) else {
+            panic!("{sent:?}")
+        };
         assert_eq!(refusal.reason, Reason::ProducerFenced);
     }
     assert!(sequencer.open_batches().is_empty());

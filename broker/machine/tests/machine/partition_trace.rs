@@ -90,6 +90,7 @@ impl Trace {
             Applied::Voided(reason) => format!("{at} void: {reason}"),
             Applied::Trimmed { log_start } => format!("{at} log starts at {log_start}"),
             Applied::Fenced { producer, epoch } => format!("{at} producer {producer} is fenced below epoch {epoch}"),
+            Applied::Settled { offset } => format!("{at} tombstones settled below {offset}"),
             Applied::Nothing => format!("{at} nothing"),
         }
     }

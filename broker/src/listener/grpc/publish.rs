@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use busbar_proto::{
     PartitionId, Reason, Refusal,
+    compaction::KeyDigest,
     filter::Digest,
     v1::{
         Envelope, PublishRequest, PublishResponse,
@@ -59,25 +60,27 @@ pub(super) fn run(
 
 async fn handle(broker: &Broker, request: PublishRequest, answer: Box<dyn FnOnce(PublishResult) + Send>) {
     let PublishRequest { correlation: _, topic_id: id, partition, batch, envelope, deadline_unix_ms } = request;
-    let sound = topic_id(&id).and_then(|topic| Ok((topic, digest(envelope)?)));
-    let (topic, digest) = match sound {
+    let sound = topic_id(&id).and_then(|topic| Ok((topic, beside(envelope)?)));
+    let (topic, (digest, keys)) = match sound {
         Ok(sound) => sound,
         Err(refusal) => return answer(Err(refusal)),
     };
     let deadline_unix_ms = i64::try_from(deadline_unix_ms).ok().filter(|deadline| *deadline > 0);
-    let offered = Offered { batch, digest, deadline_unix_ms };
+    let offered = Offered { batch, digest, keys, deadline_unix_ms };
     broker.publish(topic, PartitionId::new(partition), offered, answer).await;
 }
 
-/// The digest of an envelope, if it is sound: what is stored must make sense to every reader of this version.
-fn digest(envelope: Option<Envelope>) -> Result<Bytes, Refusal> {
-    let Some(Envelope { digest }) = envelope.filter(|envelope| !envelope.digest.is_empty()) else {
-        return Ok(Bytes::new());
-    };
-    match Digest::decode(&digest) {
-        Ok(_) => Ok(digest),
-        Err(fault) => Err(Refusal::new(Reason::InvalidArgument, format!("the envelope's digest: {fault}"))),
+/// The digests of an envelope, if they are sound: what is stored must make sense to every reader of this version.
+fn beside(envelope: Option<Envelope>) -> Result<(Bytes, Bytes), Refusal> {
+    let Envelope { digest, keys } = envelope.unwrap_or_default();
+    let unsound = |text: String| Refusal::new(Reason::InvalidArgument, text);
+    if !digest.is_empty() {
+        Digest::decode(&digest).map_err(|fault| unsound(format!("the envelope's digest: {fault}")))?;
     }
+    if !keys.is_empty() {
+        KeyDigest::decode(&keys).map_err(|fault| unsound(format!("the envelope's key digest: {fault}")))?;
+    }
+    Ok((digest, keys))
 }
 
 fn response(correlation: u64, result: PublishResult) -> PublishResponse {

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use busbar_proto::{
     GroupId, LogIndex, NodeId, Refusal, limits,
     peer::{
-        Checkpoint, FetchCheckpointRequest, FetchCheckpointResponse, ForwardCommandRequest, ForwardCommandResponse,
-        Frame, JoinRequest, JoinResponse, Leaders,
+        Checkpoint, Cleaned, FetchCheckpointRequest, FetchCheckpointResponse, ForwardCommandRequest,
+        ForwardCommandResponse, Frame, JoinRequest, JoinResponse, Leaders,
         peer_server::{Peer, PeerServer as GrpcServer},
     },
 };
@@ -26,6 +26,8 @@ const ANSWERS_QUEUED: usize = 1024;
 pub trait PeerHooks: Send + Sync + 'static {
     /// A node reports which groups it leads.
     fn leaders(&self, node: NodeId, report: Leaders);
+    /// A node tells what its replica of a compacted partition still holds.
+    fn cleaned(&self, node: NodeId, group: GroupId, told: Cleaned);
     /// A node forwards a catalog command.
     fn forward(&self, command: Bytes) -> BoxFuture<'static, Result<Bytes, Refusal>>;
     /// Whether a node was removed from the cluster for good, as far as is known here.

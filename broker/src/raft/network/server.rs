@@ -187,6 +187,9 @@ impl<H: PeerHooks> PeerServer<H> {
                 // It went on after it was removed: its next hello will tell it.
                 Some(Body::Leaders(_)) if self.hooks.is_removed(NodeId::new(hello.node)) => return,
                 Some(Body::Leaders(report)) => self.hooks.leaders(NodeId::new(hello.node), report),
+                Some(Body::Cleaned(told)) => {
+                    self.hooks.cleaned(NodeId::new(hello.node), GroupId::new(frame.group), told)
+                }
                 Some(body) => self.answer(frame.group, frame.sequence, body, output.clone()),
                 None => return,
             }

@@ -15,9 +15,9 @@
 //! segment's end. Nothing is durable before the segment is synced.
 
 use std::io::{self, IoSlice};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Segment;
 use crate::journal::direct::{BLOCK, Direct};
 use crate::shared::Core;
 use crate::vfs::VfsFile;
@@ -31,25 +31,25 @@ pub(crate) struct Bulk {
     memory: Vec<u8>,
     /// Where the aligned part of `memory` begins.
     base: usize,
-    file: Option<(PathBuf, Arc<dyn VfsFile>)>,
+    file: Option<(Arc<Segment>, Arc<dyn VfsFile>)>,
     /// The file system does not take such writes.
     refused: bool,
 }
 
 impl Bulk {
-    /// Writes `slices`, `len` bytes together, at `start` of the segment `file` at `path`; false when they should go through
-    /// the page cache, and nothing is written then. Short runs should: many of them share one sync of the file system.
+    /// Writes `slices`, `len` bytes together, at `start` of `segment`, which `file` is open on; false when they should go
+    /// through the page cache, and nothing is written then. Short runs should: many of them share one sync of the file system.
     pub(crate) fn write(
         &mut self,
         core: &Core,
-        (path, file): (&Path, &dyn VfsFile),
+        (segment, file): (&Arc<Segment>, &dyn VfsFile),
         (start, len): (u64, u64),
         slices: &[IoSlice<'_>],
     ) -> io::Result<bool> {
         if self.refused || !core.options.direct_io || len < core.options.bulk_bytes {
             return Ok(false);
         }
-        let Some(direct) = self.open(core, path) else {
+        let Some(direct) = self.open(core, segment) else {
             self.refused = true;
             return Ok(false);
         };
@@ -69,14 +69,15 @@ impl Bulk {
         self.file = None;
     }
 
-    fn open(&mut self, core: &Core, path: &Path) -> Option<Arc<dyn VfsFile>> {
+    /// By segment, not by name: another file may get the name of one that is gone.
+    fn open(&mut self, core: &Core, segment: &Arc<Segment>) -> Option<Arc<dyn VfsFile>> {
         if let Some((known, file)) = &self.file
-            && known == path
+            && Arc::ptr_eq(known, segment)
         {
             return Some(Arc::clone(file));
         }
-        let file = core.vfs.open_direct(path, false)?;
-        self.file = Some((path.to_owned(), Arc::clone(&file)));
+        let file = core.vfs.open_direct(&segment.path, false)?;
+        self.file = Some((Arc::clone(segment), Arc::clone(&file)));
         Some(file)
     }
 
@@ -120,6 +121,8 @@ impl Bulk {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::sim::SimVfs;
     use crate::vfs::{Open, Vfs as _, read_vec};

@@ -10,7 +10,8 @@
 //!      └──────────┘ end of file
 //! ```
 //!
-//! Invariants: nothing below `end` is ever written again; bytes behind `end` of a growing segment belong to nobody.
+//! Invariants: nothing below `end` is ever written again; bytes behind `end` of a growing segment belong to nobody. A
+//! sealed segment may be replaced as a whole, see [`super::rewrite`]: whoever reads the old file goes on with it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,8 @@ pub(crate) struct Segment {
     opened: Mutex<Option<Arc<Opened>>>,
     /// It was read or written since it last stood in line for being closed.
     used: AtomicBool,
+    /// The file, once another one has taken its name: it can't be opened again.
+    pinned: OnceLock<Arc<Opened>>,
     /// `None` until the footer was read.
     end: Mutex<Option<SegmentEnd>>,
     /// Where the entry after the last read stands: reading on needs no search.
@@ -99,6 +102,7 @@ impl Segment {
             place: Place::segment(group, first),
             opened: Mutex::new(None),
             used: AtomicBool::new(false),
+            pinned: OnceLock::new(),
             end: Mutex::new(end),
             hint: Mutex::new(None),
             sealed_bytes: OnceLock::new(),
@@ -129,8 +133,8 @@ impl Segment {
             crc32fast::hash(payload) == read.head.payload_crc && end.first == self.first && end.bytes == at
         });
         let end = end.ok_or_else(|| self.damaged(at))?;
-        *self.end.lock() = Some(end);
-        Ok(end)
+        // What was read may be the end of a file that has just taken this one's name.
+        Ok(*self.end.lock().get_or_insert(end))
     }
 
     pub(crate) fn set_end(&self, end: SegmentEnd) {
@@ -139,12 +143,15 @@ impl Segment {
 
     /// The file and its index; opens them the first time.
     pub(crate) fn opened(self: &Arc<Self>, core: &Core) -> Result<Arc<Opened>, Fault> {
-        if let Some(opened) = &*self.opened.lock() {
+        if let Some(opened) = self.pinned.get().or(self.opened.lock().as_ref()) {
             self.used.store(true, Relaxed);
             return Ok(Arc::clone(opened));
         }
         let end = self.end(core)?;
         let file = core.vfs.open(&self.path, Open::Existing)?;
+        if let Some(pinned) = self.pinned.get() {
+            return Ok(Arc::clone(pinned)); // what was opened may be the file that has taken this one's name
+        }
         let head = read_vec(&*file, 0, START as usize)?;
         if head.len() == START as usize && &head[..8] == MAGIC && u32_at(&head, 8) != VERSION {
             return Err(Fault::Damaged(format!("{}: format version {}", self.path.display(), u32_at(&head, 8))));
@@ -155,11 +162,24 @@ impl Segment {
         let points = self.read_points(core, end.bytes).unwrap_or_default();
         // One point per interval is due; clearly fewer means the index was lost.
         let due = (end.bytes - START) / (core.options.index_interval_bytes + core.options.max_payload_bytes() as u64);
-        let points = if (points.len() as u64) < due { self.rebuild_points(core, &*file, end.bytes)? } else { points };
+        let lost = (points.len() as u64) < due || !self.is_index_of(&points, &*file)?;
+        let points = if lost { self.rebuild_points(core, &*file, end.bytes)? } else { points };
         let opened = Arc::new(Opened { file, points: Mutex::new(points) });
         *self.opened.lock() = Some(Arc::clone(&opened));
         core.open_segments.note(self, core.options.open_segments_max);
         Ok(opened)
+    }
+
+    /// Whether the index belongs to this file: a crash may have left that of the file that had its name before.
+    fn is_index_of(&self, points: &[Point], file: &dyn VfsFile) -> io::Result<bool> {
+        let Some(last) = points.last() else { return Ok(true) };
+        let head = read_vec(file, last.pos, HEADER)?;
+        Ok(decode(&head, &self.place, last.pos).is_some_and(|read| read.head.index == last.index))
+    }
+
+    /// Another file is about to take its name: whoever still reads this one keeps it. Its end must be known.
+    pub(crate) fn pin(&self, opened: &Arc<Opened>) {
+        let _ = self.pinned.set(Arc::clone(opened)); // only ever the same
     }
 
     /// Gives file and index back; the next use opens them again.

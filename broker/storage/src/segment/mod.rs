@@ -20,6 +20,7 @@ mod bulk;
 pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod reader;
+pub(crate) mod rewrite;
 pub(crate) mod writer;
 
 pub(crate) use bulk::Bulk;
@@ -53,6 +54,9 @@ impl History {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e),
         };
+        for name in names.iter().filter(|name| name.ends_with(rewrite::UNFINISHED)) {
+            core.vfs.remove_file(&self.dir.join(name))?; // a crash ended the rewriting
+        }
         let mut segments = VecDeque::new();
         let mut firsts: Vec<u64> = names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
         firsts.sort_unstable();
@@ -93,6 +97,18 @@ impl History {
             list.retain(|known| known.first != segment.first);
         }
         remove(core, segment)
+    }
+
+    /// Puts `new` in the place of a segment with the same entries; false when that is not there any more. Upkeep only.
+    pub(crate) fn replace(&self, old: &Arc<Segment>, new: Arc<Segment>) -> bool {
+        let mut list = self.list.lock();
+        let place = list.as_mut().and_then(|list| list.iter_mut().find(|known| Arc::ptr_eq(known, old)));
+        place.map(|place| *place = new).is_some()
+    }
+
+    /// Whether a segment is among those known. Upkeep only.
+    pub(crate) fn holds(&self, segment: &Arc<Segment>) -> bool {
+        self.list.lock().as_ref().is_some_and(|list| list.iter().any(|known| Arc::ptr_eq(known, segment)))
     }
 
     /// Removes segments that lie wholly below the log's start; their purge is durable. Upkeep only.

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use super::Bulk;
 use super::file::{FOOTER, Fault, START, Segment, header};
 use super::index::{POINT, PointMaker};
-use crate::frame::{HEADER, Head, Kind, crc_of, padding, u32_at};
+use crate::frame::{HEADER, Head, Kind, Place, padding, u32_at};
 use crate::hard::SegmentEnd;
 use crate::journal::direct::BLOCK;
 use crate::shared::{Core, Group};
+use crate::types::GroupId;
 use crate::vfs::{Open, VfsFile};
 
 /// Files and folders with changes that are not durable, and what will be true once they are.
@@ -88,17 +89,13 @@ pub(crate) fn append(
     for (head, _) in run {
         assert!(end.is_none() && at.bytes == START || head.index == at.last.index + 1, "segments are contiguous");
         points.extend(maker.pass(head.index, at.bytes, head.mark, head.time_ms));
-        let bytes = Head { kind: Kind::Entry, ..*head }.encode(&segment.place, at.bytes, at.chain, 0);
-        (at.chain, at.bytes) = (crc_of(&bytes), at.bytes + head.size());
-        at.last = crate::types::Position { term: head.term, index: head.index };
-        (at.mark, at.max_time_ms) = (head.mark, at.max_time_ms.max(head.time_ms));
-        headers.push(bytes);
+        headers.push(at.extend(head, &segment.place));
     }
     let mut slices = Vec::with_capacity(run.len() * 3);
     for (bytes, (_, payload)) in headers.iter().zip(run) {
         slices.extend([&bytes[..], payload, padding(payload.len())].map(IoSlice::new));
     }
-    let written = bulk.write(core, (&segment.path, &*opened.file), (start, at.bytes - start), &slices)?;
+    let written = bulk.write(core, (&segment, &*opened.file), (start, at.bytes - start), &slices)?;
     if !written {
         opened.file.write_at(&slices, start)?;
     }
@@ -172,18 +169,20 @@ fn resume(core: &Core, segment: &Arc<Segment>, end: SegmentEnd) -> io::Result<()
 /// Writes the footer: nothing will be added.
 fn seal(core: &Core, segment: &Arc<Segment>, end: SegmentEnd, touched: &mut Touched) -> io::Result<()> {
     let opened = segment.opened(core).map_err(into_io)?;
-    let payload = end.encode();
-    let head = Head {
-        len: payload.len() as u32,
-        payload_crc: crc32fast::hash(&payload),
-        ..Head::bare(Kind::Footer, segment.group)
-    };
-    let bytes = head.encode(&segment.place, end.bytes, end.chain, 0);
-    opened.file.write_at(&[IoSlice::new(&bytes), IoSlice::new(&payload)], end.bytes)?;
-    opened.file.set_len(end.bytes + FOOTER)?;
+    footer(&*opened.file, segment.group, &segment.place, &end)?;
     touched.add(&opened.file);
     touched.add(&core.vfs.open(&segment.index_path(), Open::Existing)?);
     Ok(())
+}
+
+/// The last frame of a sealed segment, behind its end.
+pub(super) fn footer(file: &dyn VfsFile, group: GroupId, place: &Place, end: &SegmentEnd) -> io::Result<()> {
+    let payload = end.encode();
+    let head =
+        Head { len: payload.len() as u32, payload_crc: crc32fast::hash(&payload), ..Head::bare(Kind::Footer, group) };
+    let bytes = head.encode(place, end.bytes, end.chain, 0);
+    file.write_at(&[IoSlice::new(&bytes), IoSlice::new(&payload)], end.bytes)?;
+    file.set_len(end.bytes + FOOTER)
 }
 
 fn create(core: &Core, group: &Arc<Group>, first: u64, touched: &mut Touched) -> io::Result<Arc<Segment>> {

@@ -5,3 +5,4 @@ mod faults;
 mod model;
 mod pressure;
 mod real;
+mod rewrite;
