@@ -87,6 +87,11 @@ impl Courier {
         self.producer.topic()
     }
 
+    /// Whether the topic keeps the newest record of each key only: what was stored last may be gone at any time.
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.producer.is_compacted()
+    }
+
     /// How many partitions the topic has.
     pub(crate) fn partitions(&self) -> u32 {
         self.producer.partitions()

@@ -4,10 +4,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use busbar_client::{Client, ClientError, Reason, Record, SendError, StartAt, TopicOptions};
+use busbar_proto::v1;
 use busbar_proto::v1::{
     publish_response::Outcome, subscribe_request, subscribe_request::open::From, subscribe_response::Event,
 };
-use busbar_proto::{limits, v1};
 use busbar_tests::{process::ProcessCluster, wire};
 use futures::{StreamExt as _, stream};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -100,13 +100,13 @@ async fn one_byte_of_credit_is_one_batch_and_then_nothing_until_it_is_paid() -> 
 async fn idle_connections(address: &str, wanted: usize) -> anyhow::Result<Vec<TcpStream>> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit.clone())?;
+    setrlimit(Resource::Nofile, limit)?;
     let possible = limit.current.map_or(wanted, |limit| usize::try_from(limit).unwrap_or(wanted).saturating_sub(200));
     let count = wanted.min(possible);
     eprintln!("{count} connections");
     let connect = |number: usize| async move {
         let mut stream = TcpStream::connect(address).await?;
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             // Preface and empty settings. The node may close it at once when it has too many.
             let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
             drop(stream.write_all(greeting).await);
@@ -203,6 +203,5 @@ async fn a_hundred_thousand_topics_at_once_end_at_the_limit() -> anyhow::Result<
     let grown = cluster.node(1)?.resident_bytes()?.saturating_sub(before);
     eprintln!("the node grew by {} KiB", grown >> 10);
     ensure!(grown < 256 << 20, "the node grew by {grown} bytes");
-    assert!(limits::TOPICS_MAX < ASKED);
     cluster.finish().await
 }

@@ -49,7 +49,7 @@ fn failures_say_what_where_and_what_to_do() {
         (&["serve", "--log.segmnt_bytes", "1MiB"], 2, &["--log.segment_bytes"]),
         (&["check-config", "--node.id", "0", "--cluster.name", "a b"], 2, &["node.id", "cluster.name", "2 places"]),
         (&["topic", "create", "a b"], 2, &["a b", "a-z A-Z 0-9"]),
-        (&["sub", "t", "--from", "yesterday"], 2, &["earliest, latest or an offset"]),
+        (&["sub", "t", "--from", "yesterday"], 2, &["earliest, latest, an offset, a time"]),
         (&["cluster", "move", "orders", "--to", "1"], 2, &["TOPIC/PARTITION"]),
         (&["nonsense"], 2, &["nonsense"]),
     ] {

@@ -18,7 +18,7 @@ pub fn raise_limit() -> Option<u64> {
     if limit.current != limit.maximum {
         let before = limit.current;
         limit.current = limit.maximum;
-        if let Err(error) = setrlimit(Resource::Nofile, limit.clone()) {
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
             tracing::warn!(%error, "can't raise the limit of open files to what is allowed");
             limit.current = before;
         }

@@ -54,8 +54,9 @@ pub struct Cleaning {
     /// What holds for this replica; `None` = not known.
     told: Option<Settled>,
     findings: Findings,
-    /// What holds for the others, as they said.
-    heard: BTreeMap<NodeId, Settled>,
+    /// What holds for the others, as they said, and when: the log index of the members then. A node that was a member
+    /// before and is one again has another copy, of which it has said nothing yet.
+    heard: BTreeMap<NodeId, (LogIndex, Settled)>,
 }
 
 /// What a cleaning did.
@@ -90,8 +91,16 @@ struct Stretch {
     segments: Vec<SegmentInfo>,
     first: u64,
     last: u64,
-    end: Offset,
     voids: Arc<BTreeSet<LogIndex>>,
+}
+
+/// What one pass decides on.
+struct Candidates {
+    keys: NewestKeys,
+    /// The entry that the next candidates begin with.
+    to: u64,
+    /// The offset after the last record of the stretch.
+    end: Offset,
 }
 
 impl Replica {
@@ -105,7 +114,9 @@ impl Replica {
         let dirty = sum(&mut stretch.segments.iter().filter(is_new));
         let is_dirty = dirty > 0 && dirty.saturating_mul(100) >= total.saturating_mul(options.dirty_percent.into());
         let machine = self.group().shared().read();
-        is_dirty || cleaning.findings.is_pending() && machine.settled().is_mature(now_ms, options.delete_retention_ms)
+        let settled = machine.settled();
+        let frees = cleaning.findings.is_pending() || cleaning.findings.is_freed_by(settled);
+        is_dirty || frees && settled.is_mature(now_ms, options.delete_retention_ms)
     }
 
     /// Cleans all sealed segments. Cancel safe: what was not done is done the next time.
@@ -120,8 +131,10 @@ impl Replica {
         let mut findings = Findings::default();
         let mut damaged = false;
         let mut from = stretch.first;
+        let mut examined = Offset::ZERO;
         while from <= stretch.last {
-            let (keys, to) = self.candidates(&stretch, from, options).await?;
+            let Candidates { keys, to, end } = self.candidates(&stretch, from, options).await?;
+            examined = examined.max(end);
             let judge = Arc::new(Mutex::new(Judge::new(keys, settled.clone(), mature, findings)));
             for segment in stretch.segments.iter().filter(|s| s.last_index >= from && s.first_index < to) {
                 match self.rewrite(segment, from..to, &stretch.voids, &judge).await {
@@ -145,7 +158,7 @@ impl Replica {
         }
         let mut cleaning = self.cleaning.lock();
         cleaning.cleaned_to = Some(stretch.last);
-        cleaning.told = findings.report(stretch.end).filter(|_| !damaged);
+        cleaning.told = findings.report(examined).filter(|_| !damaged);
         cleaning.findings = findings;
         Ok(cleaned)
     }
@@ -158,25 +171,20 @@ impl Replica {
         let (first, last) = (segments.first()?.first_index, segments.last()?);
         let first = first.max(self.group().log().state().first?);
         let voids = self.group().shared().read().voids().collect();
-        Some(Stretch {
-            first,
-            last: last.last_index,
-            end: Offset::new(last.last_mark),
-            voids: Arc::new(voids),
-            segments,
-        })
+        Some(Stretch { first, last: last.last_index, voids: Arc::new(voids), segments })
     }
 
-    /// The keys from entry `from` on, as many as there is memory for, each with its newest record in the stretch; and the
-    /// entry that the next candidates begin with.
+    /// The keys from entry `from` on, as many as there is memory for, each with its newest record in the stretch.
     async fn candidates(
         &self,
         stretch: &Stretch,
         from: u64,
         options: &CleaningOptions,
-    ) -> Result<(NewestKeys, u64), CleaningError> {
+    ) -> Result<Candidates, CleaningError> {
         let mut keys = NewestKeys::within(options.memory_bytes);
         let mut next_candidate = None;
+        // Not the log's mark: void entries leave that too high for a while, and then what comes was not looked at.
+        let mut end = Offset::ZERO;
         let mut at = from;
         while at <= stretch.last {
             let (entries, next) = match self.group().read_records(LogIndex::new(at), READ_BYTES).await {
@@ -197,13 +205,14 @@ impl Replica {
                     next_candidate = Some(entry.index.get());
                 }
                 let note = if next_candidate.is_none() { NewestKeys::note } else { NewestKeys::follow };
-                keyed(entry, |entry| note(&mut keys, entry))?;
+                let next_offset = keyed(entry, |entry| note(&mut keys, entry))?;
+                end = end.max(next_offset.unwrap_or_default());
             }
             at = next.get().max(at + 1);
             let due = Duration::from_secs_f64(bytes as f64 / options.bytes_per_second.max(1) as f64);
             tokio::time::sleep(due).await;
         }
-        Ok((keys, next_candidate.unwrap_or(stretch.last + 1)))
+        Ok(Candidates { keys, to: next_candidate.unwrap_or(stretch.last + 1), end })
     }
 
     async fn rewrite(
@@ -253,7 +262,8 @@ impl Replica {
         let told = Settled { offset: Offset::new(examined), stamped_ms: 0, blocked };
         // As one would be agreed on: in order and within its bounds, whatever was sent.
         if let Some(told) = Settled::agreed([&told], 0) {
-            self.cleaning.lock().heard.insert(node, told);
+            let members_at = self.group().members_at();
+            self.cleaning.lock().heard.insert(node, (members_at, told));
         }
     }
 
@@ -278,24 +288,26 @@ impl Replica {
     fn agreed(&self, options: &CleaningOptions, now_ms: i64) -> Option<Settled> {
         let (voters, learners) = self.group().members();
         let cleaning = self.cleaning.lock();
-        let own = self.group().node();
-        let told_by = |node: &NodeId| if *node == own { cleaning.told.as_ref() } else { cleaning.heard.get(node) };
+        let (own, members_at) = (self.group().node(), self.group().members_at());
+        let heard = |node: &NodeId| cleaning.heard.get(node).filter(|(at, _)| *at == members_at).map(|(_, told)| told);
+        let told_by = |node: &NodeId| if *node == own { cleaning.told.as_ref() } else { heard(node) };
         let told: Vec<&Settled> = voters.iter().chain(&learners).map(told_by).collect::<Option<_>>()?;
         let agreed = Settled::agreed(told, now_ms)?;
-        let is_news = cleaning.findings.gain_by(&agreed);
         let machine = self.group().shared().read();
         let before = machine.settled();
+        let is_news = cleaning.findings.gain_by(&agreed, before);
         let is_done = before.is_mature(now_ms, options.delete_retention_ms) && !cleaning.findings.is_pending();
         (is_news && is_done && agreed.offset >= before.offset && agreed.offset <= machine.next_offset())
             .then_some(agreed)
     }
 }
 
-fn keyed(entry: &Logged, then: impl FnOnce(&KeyedEntry<'_>)) -> Result<(), CleaningError> {
+/// The offset after the entry's last record, if it has any.
+fn keyed(entry: &Logged, then: impl FnOnce(&KeyedEntry<'_>)) -> Result<Option<Offset>, CleaningError> {
     let senseless = || CleaningError::Entry(entry.index);
     let head = EntryHead::decode(&entry.head).map_err(|_| senseless())?;
     if let EntryHead::Batches { batches, .. } = &head {
         then(&KeyedEntry::new(batches, &entry.body).ok_or_else(senseless)?);
     }
-    Ok(())
+    Ok(head.end_offset())
 }

@@ -215,6 +215,13 @@ impl GroupHandle {
         (voters, learners)
     }
 
+    /// The log index at which the members were last agreed on here.
+    pub fn members_at(&self) -> LogIndex {
+        let metrics = self.raft.server_metrics();
+        let at = metrics.borrow_watched().membership_config.log_id().as_ref().map_or(0, |id| id.index());
+        LogIndex::new(at)
+    }
+
     /// Whether nothing has happened here for so long that it costs nothing.
     pub fn is_asleep(&self) -> bool {
         self.pulse.is_asleep()

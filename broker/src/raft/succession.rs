@@ -155,7 +155,7 @@ impl Succession {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stand_at = self.vacancies.values().map(|vacancy| vacancy.stand_at).min();
-            let pause = stand_at.map(|at| at.saturating_duration_since(self.options.clock.now()));
+            let pause = stand_at.map(|at| at.saturating_duration_since(self.options.clock.now()).max(NEXT_AFTER));
             tokio::select! {
                 _ = looks.tick() => {
                     self.suspect();
@@ -263,23 +263,26 @@ impl Succession {
         waiting.sort_unstable();
         for (_, group) in waiting {
             let Some(vacancy) = self.vacancies.get_mut(&group) else { continue };
+            let is_given = vacancy.cause == Cause::GivenAway;
             let pulse = self.options.registry.pulse(group);
             let liveness = &self.options.liveness;
             let Some(pulse) = pulse.filter(|pulse| vacancy.is_open(pulse, liveness, now)) else {
                 self.vacancies.remove(&group);
                 continue;
             };
-            if room == 0 {
-                vacancy.stand_at = now + NEXT_AFTER;
+            // Awake, it has its own timers, too.
+            pulse.wake();
+            // Who waits keeps its time, so whoever has waited longest is next. An heir waits for nobody: its leader has
+            // stopped for it.
+            if room == 0 && !is_given {
                 continue;
             }
-            room -= 1;
+            room = room.saturating_sub(1);
             vacancy.stood = Some(now);
             vacancy.stand_at = now + vacancy.again + jitter(vacancy.again);
             vacancy.again = (vacancy.again * 2).min(AGAIN_MAX);
             tracing::debug!(%group, cause = ?vacancy.cause, vote = %pulse.vote(), "standing for election");
-            pulse.wake();
-            if vacancy.cause == Cause::GivenAway {
+            if is_given {
                 pulse.inherit(vacancy.vote).await;
                 continue;
             }

@@ -35,6 +35,8 @@ const RECOVERY_REPORT_EVERY: Duration = Duration::from_secs(5);
 /// Replicas that are opened, and that are stopped and deleted, side by side.
 const OPENED_AT_ONCE: usize = 32;
 const DELETED_AT_ONCE: usize = 32;
+/// How long one of them may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(5);
 /// From so many on it is worth a line in the log.
 const MANY: usize = 64;
 /// The state is looked at this often even without a change.
@@ -238,8 +240,11 @@ impl Broker {
     async fn delete_replica(&self, group: GroupId) {
         tracing::info!(%group, "deleting a replica that the catalog does not want here");
         let replica = self.replicas.write().remove(&group);
-        if let Some(replica) = &replica {
-            replica.stop(false).await;
+        // A group that waits for room in a full journal ends once its log is removed.
+        if let Some(replica) = &replica
+            && tokio::time::timeout(STOP_MAX, replica.stop(false)).await.is_err()
+        {
+            tracing::warn!(%group, "a replica does not stop in time; its log is removed all the same");
         }
         // The log first: a log without its checkpoints could not be opened, should the partition ever come back.
         match self.parts.engine.remove_group(busbar_storage::GroupId(group.get())) {

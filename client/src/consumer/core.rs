@@ -146,7 +146,7 @@ impl Core {
         self.book.read().subscriptions.values().cloned().collect()
     }
 
-    fn one(&self, partition: PartitionId) -> Option<Arc<Mutex<Subscription>>> {
+    pub(crate) fn one(&self, partition: PartitionId) -> Option<Arc<Mutex<Subscription>>> {
         self.book.read().subscriptions.get(&partition).cloned()
     }
 

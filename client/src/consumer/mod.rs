@@ -208,7 +208,10 @@ impl Consumer {
                     }
                     reading.next = view.offset.advance(1);
                     if let Some(&since_ms) = self.since_ms.get(&reading.partition) {
-                        if view.timestamp_ms < since_ms {
+                        // What comes after the end that there was counts, whatever its time.
+                        let subscription = self.core.one(reading.partition);
+                        let was_there = subscription.is_some_and(|known| known.lock().was_there(view.offset));
+                        if was_there && view.timestamp_ms < since_ms {
                             continue;
                         }
                         self.since_ms.remove(&reading.partition);
@@ -359,12 +362,12 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Looks the topic up and starts reading. With [`StartAt::Latest`] it returns once every partition's end is
-    /// known: whatever is published after that will be read.
+    /// Looks the topic up and starts reading. With [`StartAt::Latest`] and [`StartAt::Time`] it returns once every
+    /// partition's beginning is known: whatever is published after that will be read.
     ///
     /// # Errors
     /// No such topic (the broker names the closest) or partition; a filter that does not parse; nobody answers; with
-    /// `Latest`, a partition without a leader.
+    /// `Latest` or `Time`, a partition without a leader.
     pub async fn build(self) -> Result<Consumer, ClientError> {
         let Self { cluster, topic, from, on_loss, partitions, starts, credit_bytes, filter, read_from } = self;
         let selection = Selection::new(filter.as_deref(), read_from)?;
@@ -414,7 +417,7 @@ impl Consumer {
             let changed = self.core.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let open = self.core.read(|subscription| subscription.next() == StartAt::Latest);
+            let open = self.core.read(|subscription| matches!(subscription.next(), StartAt::Latest | StartAt::Time(_)));
             let Some((partition, _)) = open.into_iter().find(|&(_, open)| open) else { return Ok(()) };
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let topic = self.topic();

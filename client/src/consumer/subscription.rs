@@ -138,6 +138,8 @@ pub(crate) struct Subscription {
     /// Bytes in the inbox.
     held: u64,
     high_watermark: Option<Offset>,
+    /// Where the partition ended when it was opened first.
+    first_end: Option<Offset>,
     skipped: u64,
     backoff: Backoff,
     strikes: u32,
@@ -159,6 +161,7 @@ impl Subscription {
             granted: 0,
             held: 0,
             high_watermark: None,
+            first_end: None,
             skipped: 0,
             backoff: Backoff::new(BackoffPolicy::default()),
             strikes: 0,
@@ -270,7 +273,13 @@ impl Subscription {
             StartAt::Offset(wanted) => StartAt::Offset(wanted.max(start.get())),
             StartAt::Earliest | StartAt::Latest | StartAt::Time(_) => StartAt::Offset(start.get()),
         };
+        self.first_end = self.first_end.or(Some(high_watermark));
         self.heard(high_watermark);
+    }
+
+    /// Whether a record was stored already when the partition was opened first.
+    pub(crate) fn was_there(&self, offset: Offset) -> bool {
+        self.first_end.is_some_and(|end| offset < end)
     }
 
     /// Takes a message's batches, as far as they are new. Either all of them are accepted or none.

@@ -215,6 +215,12 @@ impl Desk {
         let mut persistence = Persistence::new(&self.cluster);
         loop {
             match Courier::open(&self.cluster, topic, format!("{}.{topic}", self.relay), PATIENCE).await {
+                // The row that was stored last may have been compacted away, and stored again it would come behind newer
+                // ones of its key.
+                Ok(courier) if courier.is_compacted() => {
+                    let rule = "a topic without compaction";
+                    return Err(ClientError::InvalidOption { option: "topic", found: topic.to_owned(), rule });
+                }
                 Ok(courier) => return Ok(courier),
                 Err(error) => persistence.bear(error).await?,
             }

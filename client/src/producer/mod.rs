@@ -233,6 +233,11 @@ impl Producer {
         self.handle.core.last_stored(PartitionId::new(partition)).await
     }
 
+    /// Whether the topic keeps the newest record of each key only.
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.handle.core.is_compacted()
+    }
+
     /// How many partitions the topic has.
     pub fn partitions(&self) -> u32 {
         self.handle.core.partitions()

@@ -214,7 +214,8 @@ impl Core {
         self.sticky.move_on(self.partitions(), self.cluster.env.random(), cost)
     }
 
-    fn is_compacted(&self) -> bool {
+    /// Whether the topic keeps the newest record of each key only.
+    pub(crate) fn is_compacted(&self) -> bool {
         self.options.compacted
     }
 

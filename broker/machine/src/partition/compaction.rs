@@ -143,9 +143,14 @@ impl Findings {
         self.unsettled.first().copied()
     }
 
-    /// Whether a tombstone here could go that can't go yet, were this agreed on.
-    pub fn gain_by(&self, agreed: &Settled) -> bool {
-        self.unsettled.iter().any(|&tombstone| agreed.covers(tombstone))
+    /// Whether a tombstone here could go that can't go by what was agreed on before, were this agreed on.
+    pub fn gain_by(&self, agreed: &Settled, before: &Settled) -> bool {
+        self.unsettled.iter().any(|&tombstone| agreed.covers(tombstone) && !before.covers(tombstone))
+    }
+
+    /// Whether a tombstone that was not settled when it was found is by now.
+    pub fn is_freed_by(&self, settled: &Settled) -> bool {
+        self.unsettled.iter().any(|&tombstone| settled.covers(tombstone))
     }
 
     /// Whether a batch can go once what is settled is mature.
@@ -220,7 +225,13 @@ impl Judge {
             let offset = batch.base_offset.advance(delta);
             match self.keys.newest.get(&hash) {
                 Some(newest) if newest.offset > offset => {}
-                Some(newest) if newest.offset == offset && newest.tombstone && self.settled.covers(offset) => {
+                // Whatever was agreed on: not while an older record of the key was just met here.
+                Some(newest)
+                    if newest.offset == offset
+                        && newest.tombstone
+                        && self.settled.covers(offset)
+                        && !self.findings.blocked.contains(&offset) =>
+                {
                     immature |= !self.mature;
                 }
                 _ => return false,

@@ -184,7 +184,7 @@ impl World {
         let Some(agreed) = Settled::agreed(told, self.now_ms) else { return };
         let leader = &self.replicas[0];
         let before = leader.machine.settled();
-        if leader.findings.gain_by(&agreed) && before.is_mature(self.now_ms, RETENTION_MS) {
+        if leader.findings.gain_by(&agreed, before) && before.is_mature(self.now_ms, RETENTION_MS) {
             self.append(Entry { head: EntryHead::Settled(agreed), body: Bytes::new() });
         }
     }

@@ -294,6 +294,9 @@ impl Rewriting {
         self.synced(core, renamed)?;
         let new = Arc::new(Segment::new(&group.history.dir, old.group, old.first, Some(end)));
         assert!(group.history.replace(&old, new), "only the background changes the list");
+        // What the new file does not have any more must not be read from memory either.
+        let freed = group.inner.lock().evict(end.last.index);
+        core.cache.dropped(freed);
         Ok(end.bytes + FOOTER)
     }
 
