@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::basic::{DIR, block, entry, open, read_all};
+use super::basic::{DIR, block, entry, open, options, read_all};
 use crate::segment::file::log_name;
 use crate::segment::reader::{Want, read};
 use crate::sim::{Loss, SimVfs};
@@ -15,6 +15,10 @@ const COUNT: u64 = 250;
 /// Three sealed segments at least, of entries of about 900 bytes.
 fn filled(vfs: &SimVfs) -> (LogEngine, GroupLog) {
     let (engine, _) = open(vfs);
+    fill(engine)
+}
+
+fn fill(engine: LogEngine) -> (LogEngine, GroupLog) {
     let log = engine.group(GroupId(1)).unwrap();
     for i in 1..=COUNT {
         log.append(vec![entry(i, 1, 904)], Box::new(|_| ())).unwrap();
@@ -102,6 +106,24 @@ fn entries_keep_everything_but_their_payload() {
     assert_eq!(rewrite(&engine, &log, 1, Box::new(grow)).unwrap().entries, 1);
     assert_eq!(block(log.read(3, 4, 1, ReadMode::Full)).unwrap()[0].payload.len(), 20_000);
     searches_agree(&log);
+}
+
+/// Memory is asked before the disk: what the new file does not have must be gone there, too.
+#[test]
+fn what_was_replaced_is_not_read_from_memory() {
+    let vfs = SimVfs::new();
+    let options = LogOptions { tail_cache_bytes: 8 << 20, ..options() };
+    let (engine, _) = LogEngine::open(std::sync::Arc::new(vfs), Path::new(DIR), options).unwrap();
+    let (engine, log) = fill(engine);
+    let segments = sealed(&log);
+    let cached = engine.stats().cache_bytes;
+    assert!(cached > COUNT * 904, "all of it is in memory");
+    let firsts: Vec<u64> = segments.iter().map(|segment| segment.first_index).collect();
+    for first in &firsts {
+        rewrite(&engine, &log, *first, Box::new(hollowed)).unwrap();
+    }
+    assert_eq!(read_all(&log), want(&segments, &firsts));
+    assert!(engine.stats().cache_bytes < cached);
 }
 
 #[test]
