@@ -202,7 +202,7 @@ async fn held(cluster: &ProcessCluster, states: &States, node: u64) -> anyhow::R
 }
 
 async fn deleted_keys_vanish(cluster: &ProcessCluster, states: &mut States, nodes: &[u64]) -> anyhow::Result<()> {
-    for round in 0..20 {
+    for round in 0..60 {
         let mut left = 0;
         for &node in nodes {
             let (table, keys) = held(cluster, states, node).await?;
@@ -213,7 +213,8 @@ async fn deleted_keys_vanish(cluster: &ProcessCluster, states: &mut States, node
         if left == 0 {
             return Ok(());
         }
-        // A tombstone goes once its segment is closed, all replicas have told, and the time is over.
+        // A tombstone goes once its segment is closed, all replicas have told, and the time is over: there is nothing to wait
+        // for but that, and more must be published for the segment to close. Not so often that retiring falls behind.
         states.publish(Vec::new()).await?;
         tokio::time::sleep(Duration::from_millis(1_500)).await;
     }

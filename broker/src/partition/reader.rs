@@ -2,8 +2,8 @@
 //! holds no lock, file or memory between calls, so a slow one costs nobody anything.
 //!
 //! Entries that were voided when applied are skipped, and so is what lies below the wanted offset, batches that compaction
-//! hollowed, and those whose digest says that the filter wants none of their records. Batches are never cut: the first one may begin below the
-//! wanted offset. A batch without a digest, or with one that is not understood, is never skipped.
+//! hollowed, and those whose digest says that the filter wants none of their records. Batches are never cut: the first
+//! one may begin below the wanted offset. A batch without a digest, or with one that is not understood, is never skipped.
 
 use std::{ops::Range, sync::Arc};
 
@@ -62,8 +62,8 @@ impl Reader {
     }
 
     /// Whole batches from the position on, about `max_bytes` of them but at least one entry; empty when the reader is
-    /// at the high watermark, or has moved on and found nothing but what the filter or compaction leaves out. Cancel safe: the position moves
-    /// only on return.
+    /// at the high watermark, or has moved on and found nothing but what the filter or compaction leaves out. Cancel safe:
+    /// the position moves only on return.
     ///
     /// # Errors
     /// [`Reason::OffsetOutOfRange`] below the log start, [`Reason::StorageCorrupt`] where stored bytes are damaged.

@@ -240,7 +240,7 @@ impl Broker {
     async fn delete_replica(&self, group: GroupId) {
         tracing::info!(%group, "deleting a replica that the catalog does not want here");
         let replica = self.replicas.write().remove(&group);
-        // A group that waits for room in a full journal ends once its log is removed.
+        // A group that waits for room in a full journal ends when there is some: by then its log is removed.
         if let Some(replica) = &replica
             && tokio::time::timeout(STOP_MAX, replica.stop(false)).await.is_err()
         {
